@@ -1,0 +1,629 @@
+"""The values everything else speaks of: policies, the observed host, settings, changes and the plan.
+
+Three things are never mixed: a setting that was not asked is `None` in a policy; one that is not there is
+missing from the observed host; one that could not be read is `Unreadable`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+Value = bool | int | str
+"""What a setting can be. Times are in the unit of the API field, interface references are names."""
+
+EMPTY: Mapping[Any, Any] = MappingProxyType({})
+
+
+class Reason(StrEnum):
+    """Why a setting is not simply as asked; the list of the API, documented in docs/reasons.md."""
+
+    AS_ASKED = "AsAsked"
+    APPLIED = "Applied"
+    # failing: the node's policy is not Ready
+    REFUSED = "Refused"
+    NEEDS_FEATURE = "NeedsFeature"
+    FAILED = "Failed"
+    MISSING = "Missing"
+    UNREADABLE = "Unreadable"
+    ROLLED_BACK = "RolledBack"
+    CARRIES_ADDRESSES = "CarriesAddresses"
+    TOO_MUCH_AT_ONCE = "TooMuchAtOnce"
+    CONTENDED = "Contended"
+    AGENT_DOWN = "AgentDown"
+    # settled: Ready stays, Complete does not
+    FIXED = "Fixed"
+    UNSUPPORTED = "Unsupported"
+    OVERRIDDEN_BY = "OverriddenBy"
+    IN_USE = "InUse"
+    BUILT_IN = "BuiltIn"
+    RESTART_REQUIRED = "RestartRequired"
+    GUESTS_RUNNING = "GuestsRunning"
+    FOREIGN = "Foreign"
+    AUDIT_ONLY = "AuditOnly"
+    HELD = "Held"
+    NOT_ADMITTED = "NotAdmitted"
+
+
+DONE = frozenset({Reason.AS_ASKED, Reason.APPLIED})
+FAILING = (
+    Reason.AGENT_DOWN,
+    Reason.ROLLED_BACK,
+    Reason.TOO_MUCH_AT_ONCE,
+    Reason.FAILED,
+    Reason.CARRIES_ADDRESSES,
+    Reason.MISSING,
+    Reason.REFUSED,
+    Reason.NEEDS_FEATURE,
+    Reason.UNREADABLE,
+    Reason.CONTENDED,
+)
+"""The failing reasons, the most severe first."""
+
+
+# --- what the policies ask ---------------------------------------------------------------------------------
+
+
+class Mode(StrEnum):
+    ENFORCE = "Enforce"
+    AUDIT = "Audit"
+
+
+class OnContention(StrEnum):
+    YIELD = "Yield"
+    INSIST = "Insist"
+
+
+class Deletion(StrEnum):
+    RESTORE = "Restore"
+    RETAIN = "Retain"
+
+
+class Disruption(StrEnum):
+    IMMEDIATE = "Immediate"
+    WHEN_NO_GUESTS = "WhenNoGuests"
+
+
+class VhostMode(StrEnum):
+    AUTO = "Auto"
+    REQUIRED = "Required"
+    DISABLED = "Disabled"
+
+
+class ModuleWish(StrEnum):
+    LOADED = "Loaded"
+    ABSENT = "Absent"
+    UNMANAGED = "Unmanaged"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One matchExpressions entry of a LabelSelector; `operator` is In, NotIn, Exists or DoesNotExist."""
+
+    key: str
+    operator: str
+    values: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSelector:
+    labels: tuple[tuple[str, str], ...] = ()
+    expressions: tuple[Requirement, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """Which links; every field that is given must hold. An empty tuple and None mean "not given"."""
+
+    names: tuple[str, ...] = ()
+    drivers: tuple[str, ...] = ()
+    bridge: str | None = None
+    pods: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeSpec:
+    name: str
+    create: bool = False
+    ports: tuple[str, ...] = ()
+    stp: bool | None = None
+    forward_delay_seconds: int | None = None
+    ageing_time_seconds: int | None = None
+    multicast_snooping: bool | None = None
+    vlan_filtering: bool | None = None
+    group_forward_mask: int | None = None
+    mtu: int | None = None
+    offloads: tuple[tuple[str, bool], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UplinkSpec:
+    match: Match | None = None
+    offloads: tuple[tuple[str, bool], ...] = ()
+    rings_rx: int | None = None
+    rings_tx: int | None = None
+    channels_combined: int | None = None
+    channels_rx: int | None = None
+    channels_tx: int | None = None
+    disruption: Disruption = Disruption.IMMEDIATE
+
+
+@dataclass(frozen=True, slots=True)
+class TapToCreate:
+    name: str
+    owner: int | None = None
+    group: int | None = None
+    multi_queue: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TapSpec:
+    match: Match | None = None
+    create: tuple[TapToCreate, ...] = ()
+    vnet_hdr: bool | None = None
+    offloads: tuple[tuple[str, bool], ...] = ()
+    rx_frames: int | None = None
+    mtu: int | None = None
+    tx_queue_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class VhostSpec:
+    mode: VhostMode | None = None
+    state: ModuleWish = ModuleWish.UNMANAGED
+    parameters: tuple[tuple[str, int], ...] = ()
+    persist: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Safety:
+    api_server: bool = True
+    gateway: bool = True
+    tcp: tuple[str, ...] = ()
+    timeout_seconds: int = 15
+    rollback: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Unenforced:
+    """A field that the models accept and nothing enforces yet: it is reported, never silently ignored."""
+
+    path: str
+    wanted: Value
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """One VirtioNetworkPolicy.
+
+    `digest` is the sha256 (hex) of the canonical JSON of the spec as it was written; with `generation` it says whether
+    the policy has changed. `created` is metadata.creationTimestamp (RFC 3339) or empty. `cluster_only` are the fields,
+    as typed, that have no effect without Kubernetes.
+    """
+
+    name: str
+    uid: str = ""
+    generation: int = 0
+    digest: str = ""
+    created: str = ""
+    node_selector: NodeSelector = NodeSelector()
+    priority: int = 0
+    mode: Mode = Mode.ENFORCE
+    on_contention: OnContention = OnContention.YIELD
+    deletion: Deletion = Deletion.RESTORE
+    bridge: BridgeSpec | None = None
+    uplink: UplinkSpec | None = None
+    tap: TapSpec | None = None
+    vhost: VhostSpec | None = None
+    safety: Safety = Safety()
+    unenforced: tuple[Unenforced, ...] = ()
+    cluster_only: tuple[str, ...] = ()
+    annotations: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def version(self) -> str:
+        """What a rolled-back or braked decision is tied to: it changes when the policy's content does."""
+        return f"{self.generation}/{self.digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    name: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+# --- what is there -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """The machine did not let us look; never taken for "off" or "absent"."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """A link's offload features as bit masks over `HostState.feature_names`.
+
+    From the kernel's ETHTOOL_MSG_FEATURES_GET reply: `hw` can be changed by a user, `wanted` is what was asked,
+    `active` is what is in effect, `nochange` can never be changed.
+    """
+
+    hw: int
+    wanted: int
+    active: int
+    nochange: int = 0
+
+    @property
+    def changeable(self) -> int:
+        return self.hw & ~self.nochange
+
+
+@dataclass(frozen=True, slots=True)
+class Rings:
+    """Ring sizes in descriptors; None where this link has no such ring."""
+
+    rx: int | None
+    tx: int | None
+    rx_max: int | None
+    tx_max: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Queue counts; None where this link has no such kind."""
+
+    combined: int | None
+    rx: int | None
+    tx: int | None
+    combined_max: int | None
+    rx_max: int | None
+    tx_max: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Driver:
+    """From ETHTOOL_GDRVINFO: what `ethtool -i` prints."""
+
+    name: str
+    version: str = ""
+    bus: str = ""
+    firmware: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tun:
+    """A tun/tap link's own attributes (IFLA_TUN_*). `queues` counts the open queues, None where the kernel does not say."""
+
+    tap: bool
+    owner: int | None
+    group: int | None
+    pi: bool
+    vnet_hdr: bool
+    persist: bool
+    multi_queue: bool
+    queues: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeOptions:
+    """A bridge's options; times in hundredths of a second (the kernel's USER_HZ)."""
+
+    stp: bool
+    forward_delay: int
+    ageing_time: int
+    multicast_snooping: bool
+    vlan_filtering: bool
+    group_forward_mask: int
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """One network link. `kind` is the kernel's IFLA_INFO_KIND ("" for hardware), `master` and `lower` are ifindexes (0: none).
+
+    `physical`: a device on a bus stands behind it. `bus` is that device ("0000:00:03.0"). `lower` is a vlan's or
+    macvtap's real device in the same namespace. `carrier` of a tap is on while a process holds it.
+    """
+
+    ifindex: int
+    name: str
+    kind: str = ""
+    mac: str = ""
+    mtu: int = 1500
+    tx_queue_length: int = 1000
+    master: int = 0
+    lower: int = 0
+    up: bool = False
+    carrier: bool = False
+    physical: bool = False
+    loopback: bool = False
+    bus: str = ""
+    tun: Tun | None = None
+    bridge: BridgeOptions | None = None
+
+    @property
+    def is_tap(self) -> bool:
+        return self.tun is not None and self.tun.tap
+
+    @property
+    def held(self) -> bool:
+        """Whether a process has this tap open, as far as netlink tells."""
+        return self.tun is not None and (bool(self.tun.queues) or self.carrier)
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process that holds a tap or a vhost device; `guest` is the virtual machine's name when its command line tells."""
+
+    pid: int
+    command: str
+    guest: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.command}[{self.pid}]" + (f" (guest {self.guest})" if self.guest else "")
+
+
+class ModuleStatus(StrEnum):
+    LOADED = "Loaded"
+    ABSENT = "Absent"  # this kernel has it, it is not loaded
+    BUILT_IN = "BuiltIn"
+    MISSING = "Missing"  # this kernel does not have it
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleState:
+    """A kernel module now, and what our own files say of the next boot.
+
+    `files` maps the absolute path of each file that could be ours to its content, for those that exist.
+    """
+
+    name: str
+    status: ModuleStatus
+    refcount: int | None = None
+    parameters: Mapping[str, str] = EMPTY
+    users: tuple[Process, ...] = ()
+    files: Mapping[str, str] = EMPTY
+
+
+@dataclass(frozen=True, slots=True)
+class Interest:
+    """What a look must read beyond links and their features; everything else is left out of it."""
+
+    drivers: bool = False
+    rings: bool = False
+    channels: bool = False
+    rx_frames: bool = False
+    addresses: bool = False
+    module: bool = False
+    users: bool = False  # processes that hold taps and vhost devices: a walk over /proc
+
+
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """One look at the machine. Maps are by ifindex; an entry that is missing means that the link has no such thing.
+
+    `carries` says why a link must not be enslaved ("address 192.0.2.1/24", "route 10.0.0.0/8 via 192.0.2.254").
+    """
+
+    links: Mapping[int, Link]
+    features: Mapping[int, Features | Unreadable]
+    feature_names: tuple[str, ...]
+    drivers: Mapping[int, Driver] = EMPTY
+    rings: Mapping[int, Rings | Unreadable] = EMPTY
+    channels: Mapping[int, Channels | Unreadable] = EMPTY
+    rx_frames: Mapping[int, int | Unreadable] = EMPTY
+    carries: Mapping[int, str] = EMPTY
+    holders: Mapping[int, tuple[Process, ...]] = EMPTY
+    module: ModuleState | None = None
+
+    def by_name(self, name: str) -> Link | None:
+        return next((link for link in self.links.values() if link.name == name), None)
+
+
+# --- settings and changes ----------------------------------------------------------------------------------
+
+
+class Setting(NamedTuple):
+    """The smallest thing that can be wanted.
+
+    `target` is an ifindex, a link name (only for "exists") or a module name. `key` is one of: `feature:KERNEL-NAME`,
+    `mtu`, `txQueueLength`, `rxFrames`, `rings.{rx,tx}`, `channels.{combined,rx,tx}`, `master`, `vnetHdr`, `owner`, `group`,
+    `bridge.{stp,forwardDelaySeconds,ageingTimeSeconds,multicastSnooping,vlanFiltering,groupForwardMask}`, `exists`,
+    and for a module `state`, `parameters.NAME`, `persist`.
+    """
+
+    target: int | str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """A link as a change names it. `ifindex` 0: made earlier in the same plan, found by name once it is there."""
+
+    name: str
+    ifindex: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetFeatures:
+    """Ask for the features in `mask` (bits of HostState.feature_names) to be as in `value`, in one message."""
+
+    link: Ref
+    mask: int
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetRings:
+    link: Ref
+    rx: int | None = None
+    tx: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetChannels:
+    link: Ref
+    combined: int | None = None
+    rx: int | None = None
+    tx: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SetRxFrames:
+    link: Ref
+    frames: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetMtu:
+    link: Ref
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetTxQueueLength:
+    link: Ref
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetBridgeOptions:
+    """Options by their API name (without "bridge."), seconds for the times."""
+
+    link: Ref
+    options: tuple[tuple[str, Value], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SetMaster:
+    """Enslave to a bridge, or release with `master=None`."""
+
+    link: Ref
+    master: Ref | None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateBridge:
+    """Make a bridge and set it up. Making one that is there is success when it is a bridge."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTap:
+    """Make a persistent tap without packet information, and set it up. It never touches a tap that is there."""
+
+    name: str
+    owner: int | None = None
+    group: int | None = None
+    multi_queue: bool = False
+    vnet_hdr: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteLink:
+    """Remove a bridge or tap that we made. Removing what is gone is success."""
+
+    link: Ref
+
+
+@dataclass(frozen=True, slots=True)
+class SetVnetHdr:
+    """Re-open a tap that nobody holds with or without IFF_VNET_HDR, keeping its other flags."""
+
+    link: Ref
+    vnet_hdr: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SetTapOwner:
+    """Change the owner and group of a tap that nobody holds; None leaves that one, -1 clears it."""
+
+    link: Ref
+    owner: int | None = None
+    group: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadModule:
+    name: str
+    parameters: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UnloadModule:
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteModuleFile:
+    """Write one of our marked files in modules-load.d or modprobe.d, whole."""
+
+    path: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveModuleFile:
+    """Remove one of our marked files. A file without our mark is never removed."""
+
+    path: str
+
+
+LinkChange = (
+    SetFeatures
+    | SetRings
+    | SetChannels
+    | SetRxFrames
+    | SetMtu
+    | SetTxQueueLength
+    | SetBridgeOptions
+    | SetMaster
+    | DeleteLink
+    | SetVnetHdr
+    | SetTapOwner
+)
+Change = LinkChange | CreateBridge | CreateTap | LoadModule | UnloadModule | WriteModuleFile | RemoveModuleFile
+
+
+# --- the plan ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a user is told of one asked name on one subject; the shape of `plan -o json` and of the node state.
+
+    `subject` is `link/NAME`, `module/vhost_net`, `guest/DOMAIN/MAC` or `policy/NAME`; `setting` is the API path as the
+    user typed it. `reason` is empty for a pending change. None in `wanted` or `actual`: nothing asked, nothing there.
+    """
+
+    subject: str
+    setting: str
+    wanted: Value | None
+    actual: Value | None
+    reason: Reason | None
+    message: str
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One change of a plan, with what it is for.
+
+    `settings` maps what it sets to the value it sets, `rows` is what users are told. `risky`: it can cut the node off
+    and runs in the transaction of `policy`. `restores`: it puts back what was there before us. `removes`: it counts
+    for the brake.
+    """
+
+    change: Change
+    settings: tuple[tuple[Setting, Value | None], ...]
+    rows: tuple[Row, ...]
+    policy: str
+    risky: bool = False
+    restores: bool = False
+    wait_carrier: bool = False
