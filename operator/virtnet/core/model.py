@@ -616,8 +616,8 @@ class Step:
     """One change of a plan, with what it is for.
 
     `settings` maps what it sets to the value it sets, `rows` is what users are told. `risky`: it can cut the node off
-    and runs in the transaction of `policy`. `restores`: it puts back what was there before us. `removes`: it counts
-    for the brake.
+    and runs in the transaction of `policy`. `restores`: it puts back what was there before us. `wait_carrier`: the next
+    step of the transaction waits until this link has its carrier again (the slaves of one bond).
     """
 
     change: Change
@@ -627,3 +627,59 @@ class Step:
     risky: bool = False
     restores: bool = False
     wait_carrier: bool = False
+
+
+# --- the ledger, as the plan sees it -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Which machine state a link belongs to: the boot, and the network namespace (its cookie or inode as text)."""
+
+    boot_id: str
+    netns: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One setting that we manage: what was there before us, what we want it to be, and for whom.
+
+    `original` None: there was nothing (a parameter not set, a file that did not exist, no master).
+    """
+
+    setting: Setting
+    original: Value | None
+    wanted: Value | None
+    policy: str
+    deletion: Deletion = Deletion.RESTORE
+
+
+@dataclass(frozen=True, slots=True)
+class LinkRecord:
+    """The entries of one link, by `Setting.key`. `name`, `kind` and `mac` are information: they tell a reused ifindex."""
+
+    ifindex: int
+    name: str
+    kind: str
+    mac: str
+    entries: Mapping[str, Entry]
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """A bridge or tap that we made; `ifindex` tells it from a later one of the same name."""
+
+    name: str
+    ifindex: int
+    kind: str
+    policy: str
+    deletion: Deletion = Deletion.RESTORE
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """All that the ledger holds for this boot and namespace. `module` is by `Setting.key`, `made` by link name."""
+
+    links: Mapping[int, LinkRecord] = EMPTY
+    module: Mapping[str, Entry] = EMPTY
+    made: Mapping[str, Made] = EMPTY
