@@ -202,7 +202,7 @@ class Policy:
 
     `digest` is the sha256 (hex) of the canonical JSON of the spec as it was written; with `generation` it says whether
     the policy has changed. `created` is metadata.creationTimestamp (RFC 3339) or empty. `cluster_only` are the fields,
-    as typed, that have no effect without Kubernetes.
+    as typed, that have no effect without Kubernetes; `warnings` are sentences about accepted but questionable values.
     """
 
     name: str
@@ -222,6 +222,7 @@ class Policy:
     safety: Safety = Safety()
     unenforced: tuple[Unenforced, ...] = ()
     cluster_only: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     annotations: tuple[tuple[str, str], ...] = ()
 
     @property
