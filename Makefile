@@ -1,0 +1,79 @@
+# What a developer does here; `make` alone lists it.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PYTEST := $(BIN)/python -m pytest
+
+# ethtool, ip and modprobe live in sbin, which a plain user's PATH lacks on Debian.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+TOOLS := ethtool:ethtool ip:iproute2 modprobe:kmod ps:procps unshare:util-linux
+LAB := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static iperf3:iperf3 /boot/vmlinuz-*:linux-image-amd64
+
+# Nothing is left out quietly: what this machine cannot run fails, unless VIRTNET_ALLOW_SKIPS names it.
+not-run = case ";$$VIRTNET_ALLOW_SKIPS;" in \
+	*";$(1);"*) echo "NOT RUN, as VIRTNET_ALLOW_SKIPS allows: $(1)";; \
+	*) echo "NOT RUN: $(1); VIRTNET_ALLOW_SKIPS='$(1)' accepts that" >&2; exit 1;; esac
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check unit flow kernel kernel-as-root kernel-as-user lab bench crds fuzz tools clean
+
+help:
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
+
+demo: $(READY) tools  ## the whole story in the terminal, in a namespace of its own
+	@$(BIN)/python -m virtnet.cli.demo
+
+test: check unit flow kernel lab  ## everything, from fast to slow: what continuous integration runs
+
+check: $(READY)  ## format, lint, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+unit: $(READY)  ## the deciding parts, without a host
+	$(PYTEST) tests/unit --session-timeout=120
+
+flow: $(READY)  ## random walks over policies on a strict fake host
+	$(PYTEST) tests/flow --session-timeout=300
+
+kernel: kernel-as-root kernel-as-user  ## the real kernel in network namespaces, as root and as a plain user
+
+kernel-as-root: $(READY) tools
+	@if [ "$$(id -u)" = 0 ]; then set -x; $(PYTEST) tests/kernel --session-timeout=300; \
+	else $(call not-run,tests/kernel as root); fi
+
+kernel-as-user: $(READY) tools
+	@if scripts/as-plain-user true; then set -x; \
+	scripts/as-plain-user $(PYTEST) tests/kernel --session-timeout=300 -p no:cacheprovider; \
+	else $(call not-run,tests/kernel as a plain user); fi
+
+lab: $(READY) tools  ## vhost_net, bonds, vlans and a guest, in a virtual machine with Debian's kernel
+	@scripts/need $(LAB)
+	$(BIN)/python -m tests.lab
+
+bench: $(READY) tools  ## measure, and write docs/performance.md
+	$(BIN)/python -m tests.bench
+
+crds: $(READY)  ## write crds/ from the models
+	$(BIN)/virtnet crds --output crds
+
+fuzz: $(READY)  ## the property tests, with many more random examples
+	$(PYTEST) tests/unit tests/flow -m hypothesis --hypothesis-profile=fuzz --timeout=3600
+
+tools:
+	@scripts/need $(TOOLS)
+
+clean:  ## remove the virtual environment and caches
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
+
+# Debian ships python3 without ensurepip. The environment must be readable for the tests that run as a plain user.
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "virtnet needs Python 3.11 or newer")'
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || scripts/need '/usr/lib/python3*/ensurepip:python3-venv'
+	umask 022 && $(PYTHON) -m venv --clear .venv && \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
