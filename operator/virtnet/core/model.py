@@ -18,6 +18,11 @@ Value = bool | int | str
 EMPTY: Mapping[Any, Any] = MappingProxyType({})
 
 
+def _nothing() -> Mapping[Any, Any]:
+    """The default of mappings: Python 3.11 takes the unhashable EMPTY itself for a mutable default."""
+    return EMPTY
+
+
 class Reason(StrEnum):
     """Why a setting is not simply as asked; the list of the API, documented in docs/reasons.md."""
 
@@ -386,9 +391,9 @@ class ModuleState:
     name: str
     status: ModuleStatus
     refcount: int | None = None
-    parameters: Mapping[str, str] = EMPTY
+    parameters: Mapping[str, str] = field(default_factory=_nothing)
     users: tuple[Process, ...] = ()
-    files: Mapping[str, str] = EMPTY
+    files: Mapping[str, str] = field(default_factory=_nothing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -414,12 +419,12 @@ class HostState:
     links: Mapping[int, Link]
     features: Mapping[int, Features | Unreadable]
     feature_names: tuple[str, ...]
-    drivers: Mapping[int, Driver] = EMPTY
-    rings: Mapping[int, Rings | Unreadable] = EMPTY
-    channels: Mapping[int, Channels | Unreadable] = EMPTY
-    rx_frames: Mapping[int, int | Unreadable] = EMPTY
-    carries: Mapping[int, str] = EMPTY
-    holders: Mapping[int, tuple[Process, ...]] = EMPTY
+    drivers: Mapping[int, Driver] = field(default_factory=_nothing)
+    rings: Mapping[int, Rings | Unreadable] = field(default_factory=_nothing)
+    channels: Mapping[int, Channels | Unreadable] = field(default_factory=_nothing)
+    rx_frames: Mapping[int, int | Unreadable] = field(default_factory=_nothing)
+    carries: Mapping[int, str] = field(default_factory=_nothing)
+    holders: Mapping[int, tuple[Process, ...]] = field(default_factory=_nothing)
     module: ModuleState | None = None
 
     def by_name(self, name: str) -> Link | None:
@@ -681,6 +686,6 @@ class Made:
 class Recorded:
     """All that the ledger holds for this boot and namespace. `module` is by `Setting.key`, `made` by link name."""
 
-    links: Mapping[int, LinkRecord] = EMPTY
-    module: Mapping[str, Entry] = EMPTY
-    made: Mapping[str, Made] = EMPTY
+    links: Mapping[int, LinkRecord] = field(default_factory=_nothing)
+    module: Mapping[str, Entry] = field(default_factory=_nothing)
+    made: Mapping[str, Made] = field(default_factory=_nothing)
