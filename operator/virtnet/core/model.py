@@ -304,7 +304,7 @@ class Driver:
 
 @dataclass(frozen=True, slots=True)
 class Tun:
-    """A tun/tap link's own attributes (IFLA_TUN_*). `queues` counts the open queues, None where the kernel does not say."""
+    """A tun/tap link's own attributes (IFLA_TUN_*). `queues`: how many are open, None where the kernel does not say."""
 
     tap: bool
     owner: int | None
@@ -330,10 +330,11 @@ class BridgeOptions:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One network link. `kind` is the kernel's IFLA_INFO_KIND ("" for hardware), `master` and `lower` are ifindexes (0: none).
+    """One network link.
 
-    `physical`: a device on a bus stands behind it. `bus` is that device ("0000:00:03.0"). `lower` is a vlan's or
-    macvtap's real device in the same namespace. `carrier` of a tap is on while a process holds it.
+    `kind` is the kernel's IFLA_INFO_KIND ("" for hardware), `master` and `lower` are ifindexes (0: none). `physical`:
+    a device on a bus stands behind it. `bus` is that device ("0000:00:03.0"). `lower` is a vlan's or macvtap's real
+    device in the same namespace. `carrier` of a tap is on while a process holds it.
     """
 
     ifindex: int
@@ -364,7 +365,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """A process that holds a tap or a vhost device; `guest` is the virtual machine's name when its command line tells."""
+    """A process that holds a tap or a vhost device; `guest` is its virtual machine when the command line tells."""
 
     pid: int
     command: str
@@ -438,9 +439,9 @@ class Setting(NamedTuple):
     """The smallest thing that can be wanted.
 
     `target` is an ifindex, a link name (only for "exists") or a module name. `key` is one of: `feature:KERNEL-NAME`,
-    `mtu`, `txQueueLength`, `rxFrames`, `rings.{rx,tx}`, `channels.{combined,rx,tx}`, `master`, `vnetHdr`, `owner`, `group`,
-    `bridge.{stp,forwardDelaySeconds,ageingTimeSeconds,multicastSnooping,vlanFiltering,groupForwardMask}`, `exists`,
-    and for a module `state`, `parameters.NAME`, `persist`.
+    `mtu`, `txQueueLength`, `rxFrames`, `rings.{rx,tx}`, `channels.{combined,rx,tx}`, `master`, `vnetHdr`, `owner`,
+    `group`, `bridge.{stp,forwardDelaySeconds,ageingTimeSeconds,multicastSnooping,vlanFiltering,groupForwardMask}`,
+    `exists`, and for a module `state`, `parameters.NAME`, `persist`.
     """
 
     target: int | str
@@ -662,7 +663,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class LinkRecord:
-    """The entries of one link, by `Setting.key`. `name`, `kind` and `mac` are information: they tell a reused ifindex."""
+    """The entries of one link, by `Setting.key`. `name`, `kind` and `mac` only tell a reused ifindex."""
 
     ifindex: int
     name: str
