@@ -41,9 +41,7 @@ SHORT: Mapping[str, tuple[str, ...]] = {
 NOT_ASKED_BY_TRUE: Mapping[str, frozenset[str]] = {"tso": frozenset({"tx-tcp-mangleid-segmentation"})}
 """Members that a short name's `true` leaves alone: mangling IP ids is never what "tso on" means."""
 
-MAY_RESET = frozenset(
-    {"rx-lro", "rx-ntuple-filter", "rx-vlan-hw-parse", "rx-hashing", "rx-gro-hw", "rx-checksum"}
-)
+MAY_RESET = frozenset({"rx-lro", "rx-ntuple-filter", "rx-vlan-hw-parse", "rx-hashing", "rx-gro-hw", "rx-checksum"})
 """Features whose change can make a hardware driver reset its link."""
 
 _CHECKSUM4 = ("tx-checksum-ip-generic", "tx-checksum-ipv4")

@@ -261,9 +261,14 @@ def _parameter_settings(observed: ModuleState, asked: Iterable[Asked]) -> Iterat
 def _reload(want: ModuleWant, observed: ModuleState, differing: list[Asked]) -> list[Step]:
     rows = tuple(_parameter_row(observed, asked, None, f"unload and load {observed.name}") for asked in differing)
     settings = tuple(_parameter_settings(observed, differing))
-    parameters = tuple((name, number) for name, number, _ in want.parameters if name in observed.parameters)
-    changes = (UnloadModule(observed.name), LoadModule(observed.name, parameters))
+    changes = (UnloadModule(observed.name), LoadModule(observed.name, _known(want, observed)))
     return [Step(change, settings, rows, differing[0][2]) for change in changes]
+
+
+def _known(want: ModuleWant, observed: ModuleState) -> tuple[tuple[str, int], ...]:
+    """The wanted parameters that the loaded module has; of one that is not loaded nobody knows them."""
+    loaded = observed.status is ModuleStatus.LOADED
+    return tuple((name, number) for name, number, _ in want.parameters if not loaded or name in observed.parameters)
 
 
 # --- over a reboot -----------------------------------------------------------------------------------------
@@ -348,7 +353,7 @@ class _Return:
             next((entry for entry in ours if entry.setting.key == "persist"), None),
             tuple(foreign.values()),
             tuple(entry.setting for entry in entries.values() if entry.setting not in back),
-            tuple((name, number) for name, number, _ in want.parameters) if want else (),
+            _known(want, observed) if want else (),
         )
 
     def steps(self) -> list[Step]:

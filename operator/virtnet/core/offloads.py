@@ -1,9 +1,9 @@
 """What differs on one link's offload features; the quick answer is two integer comparisons.
 
-    wanted bit differs                        pending: one message sets all of them
-    wanted bit is right, active is not        NeedsFeature when a prerequisite is off, else Refused
-    no member of the asked name can change    Fixed, unless one has the wanted value
-    the kernel has no such name               Unsupported with the nearest name; `false` is satisfied
+wanted bit differs                        pending: one message sets all of them
+wanted bit is right, active is not        NeedsFeature when a prerequisite is off, else Refused
+no member of the asked name can change    Fixed, unless one has the wanted value
+the kernel has no such name               Unsupported with the nearest name; `false` is satisfied
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ def _unknown(link: Link, table: FeatureTable) -> Iterator[Row]:
 
 def _fixed(link: Link, ask: FeatureAsk) -> Row:
     word = "on" if not ask.wanted else "off"
-    return _row(link, ask, not ask.wanted, Reason.FIXED, f"{ask.name} is fixed {word} on {link.name}: its driver lacks it")
+    return _row(
+        link, ask, not ask.wanted, Reason.FIXED, f"{ask.name} is fixed {word} on {link.name}: its driver lacks it"
+    )
 
 
 def _overridden(link: Link, table: FeatureTable, features: Features) -> Iterator[Row]:
@@ -145,9 +147,7 @@ def _overridden(link: Link, table: FeatureTable, features: Features) -> Iterator
         yield _row(link, ask, bool(features.active & lost), Reason.OVERRIDDEN_BY, text)
 
 
-def _not_effective(
-    link: Link, table: FeatureTable, features: Features, wrong: int, turning_on: int
-) -> Iterator[Row]:
+def _not_effective(link: Link, table: FeatureTable, features: Features, wrong: int, turning_on: int) -> Iterator[Row]:
     """Bits that were asked for and that the kernel or driver keeps otherwise."""
     for ask in table.asks:
         bits = ask.won & wrong

@@ -33,8 +33,6 @@ from virtnet.core.model import (
     VhostMode,
 )
 
-MODULE = "vhost_net"
-
 
 @dataclass(frozen=True, slots=True)
 class Want:
@@ -152,7 +150,7 @@ def interest(policies: Iterable[Policy]) -> Interest:
     policies = tuple(policies)
     uplinks = [policy.uplink for policy in policies if policy.uplink]
     taps = [policy.tap for policy in policies if policy.tap]
-    matches = [section.match for section in (*uplinks, *taps) if section.match]
+    matches = [match for match in (*(u.match for u in uplinks), *(t.match for t in taps)) if match]
     return Interest(
         drivers=any(match.drivers for match in matches),
         rings=any(uplink.rings_rx is not None or uplink.rings_tx is not None for uplink in uplinks),
@@ -408,7 +406,11 @@ class _TableBuilder:
             for winner, feature, needed in self._clashes(name, ask.wanted, others, care, value):
                 if ask.wanted:
                     return 1 << feature_names.index(self.names)[name], winner, f"{name} needs {needed}"
-                return ask.mask & feature_names.mask_of(needed.split(" or "), self.names), winner, f"{feature} needs {needed}"
+                return (
+                    ask.mask & feature_names.mask_of(needed.split(" or "), self.names),
+                    winner,
+                    f"{feature} needs {needed}",
+                )
         return 0, "", ""
 
     def _clashes(
@@ -458,7 +460,7 @@ def module_want(policies: Iterable[Policy]) -> tuple[modules.ModuleWant | None, 
             if held != value:
                 path = f"vhost.module.parameters.{name}"
                 text = f"policy {winner} wants {held}"
-                rows.append(Row(f"module/{MODULE}", path, value, held, Reason.OVERRIDDEN_BY, text, policy.name))
+                rows.append(Row(f"module/{modules.NAME}", path, value, held, Reason.OVERRIDDEN_BY, text, policy.name))
     first, state, path = stated[0] if stated else (wants[0][0], ModuleWish.UNMANAGED, "vhost.module.parameters")
     assert first.vhost is not None
     want = modules.ModuleWant(
@@ -480,8 +482,8 @@ def _module_state(policy: Policy) -> tuple[ModuleWish, str]:
 
 
 def _overridden_module(policy: Policy, path: str, state: ModuleWish, winner: Policy, won: ModuleWish) -> Row:
-    text = f"policy {winner.name} wants {MODULE} {won}"
-    return Row(f"module/{MODULE}", path, state, won, Reason.OVERRIDDEN_BY, text, policy.name)
+    text = f"policy {winner.name} wants {modules.NAME} {won}"
+    return Row(f"module/{modules.NAME}", path, state, won, Reason.OVERRIDDEN_BY, text, policy.name)
 
 
 def unenforced_rows(policy: Policy) -> Iterator[Row]:

@@ -1,6 +1,6 @@
 """Which nodes a policy is for, and which links each of its sections selects; it looks at names and topology only.
 
-A section selects by its `match`; without one it means its kind of link on `bridge.name`; with neither it selects nothing.
+A section selects by its `match`; without one it means its kind of link on `bridge.name`; with neither, nothing.
 Uplinks of a bridge are its ports that are hardware, bond, team or vlan, and below those a vlan's real device and the
 slaves of a bond or team. Loopback, tun, tap and bridge links are never uplinks.
 """
@@ -167,7 +167,13 @@ def _uplinks_not_chosen(policy: Policy, chosen: tuple[Link, ...], topology: Topo
         link = topology.by_name.get(name)
         if link is None:
             yield Row(
-                f"link/{name}", "uplink.match.names", name, None, Reason.MISSING, f"no link is named {name}", policy.name
+                f"link/{name}",
+                "uplink.match.names",
+                name,
+                None,
+                Reason.MISSING,
+                f"no link is named {name}",
+                policy.name,
             )
         elif never_uplink(link):
             kind = "tap" if link.tun else link.kind or "loopback"
