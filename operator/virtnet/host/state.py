@@ -50,7 +50,7 @@ class StateDir:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """A sentence for each file that was found damaged, oldest first."""
+        """A sentence for each file that was found damaged or could not be used, oldest first."""
         return tuple(self._problems)
 
     def prepare(self) -> None:
@@ -200,7 +200,11 @@ class StateDir:
             if durable:
                 _sync_directory(path.parent)
 
-    def set_aside(self, name: str, why: str) -> None:
+    def report(self, sentence: str) -> None:
+        """Say something in `problems`."""
+        self._problems.append(sentence)
+
+    def set_aside(self, name: str, why: str, consequence: str = "") -> None:
         """Keep a damaged file as NAME.damaged for whoever looks into it, and say so in `problems`."""
         path = self.path / name
         said = f"{path} is damaged ({why}) and is not used"
@@ -210,7 +214,7 @@ class StateDir:
                 said = f"{path} was damaged ({why}); it is kept as {path.name}.damaged and not used"
             except OSError as error:
                 said += f"; it could not be moved aside: {error.strerror}"
-        self._problems.append(said)
+        self.report(f"{said}; {consequence}" if consequence else said)
 
     def _refuse_when_read_only(self, name: str) -> None:
         if self.read_only:
