@@ -1,11 +1,49 @@
-"""One pass over a host: observe, plan, apply, observe again. What a host must be able to do is said here."""
+"""One pass over a host: observe, plan, apply, observe again; only the last look is reported.
+
+It says what a host and a ledger must be able to do, and holds the order of things: what the ledger must know is written
+before anything is changed, a change that fails never stops the others, and a plan is carried out in rounds because a
+bridge has to exist before it can have ports. It keeps nothing between passes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
-from virtnet.core.model import Change, Entry, HostState, Identity, Interest, Link, Made, Recorded, Setting
+from virtnet import errors
+from virtnet.core import plan as planning
+from virtnet.core import resolve
+from virtnet.core.model import (
+    DONE,
+    Change,
+    CreateBridge,
+    CreateTap,
+    Deletion,
+    Entry,
+    HostState,
+    Identity,
+    Interest,
+    Link,
+    LoadModule,
+    Made,
+    Node,
+    Policy,
+    Reason,
+    Recorded,
+    Row,
+    Setting,
+    Step,
+    UnloadModule,
+    Value,
+)
+from virtnet.core.plan import Plan
+from virtnet.core.resolve import Desired
+from virtnet.core.standing import Obstacle, Refusal, Standing
+
+ROUNDS = 5
+"""A bridge, its options, its ports, what their arrival changed, and one to spare."""
 
 
 class Host(Protocol):
@@ -49,3 +87,319 @@ class Ledger(Protocol):
         """We are about to make (`ifindex` 0) or have made this link. On disk, fsynced, before it returns."""
 
     def forget_made(self, name: str) -> None: ...
+
+
+Failures = Mapping[Setting, Obstacle]
+"""Why settings could not be set, as (reason, sentence)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One look and what follows from it."""
+
+    state: HostState
+    desired: Desired
+    plan: Plan
+
+
+Transact = Callable[[str, list[Step], Look], Awaitable[Failures]]
+"""Carries out the risky steps of one policy, all or nothing, and says what failed."""
+
+Review = Callable[[Look, Standing], Standing]
+"""Sees the first look of a pass before anything is changed; may say that more stands in the way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a pass is for."""
+
+    policies: tuple[Policy, ...]
+    node: Node
+    standing: Standing = planning.NOTHING_STANDS
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a pass found and did. `rows` is everything that is not as asked, from the second look.
+
+    `applied` are the rows of steps that were carried out and are as asked now. `failures` are errors of this pass;
+    `refusals` are values that the driver answered differently. `first` is the look before any change.
+    """
+
+    first: Look
+    last: Look
+    rows: tuple[Row, ...]
+    applied: tuple[Row, ...] = ()
+    failures: Failures = field(default_factory=dict)
+    refusals: Mapping[Setting, Refusal] = field(default_factory=dict)
+    ledger_error: str = ""
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is as asked; what only an Audit or a lost conflict leaves does not count."""
+        return all(row.reason in DONE | {Reason.AUDIT_ONLY, Reason.OVERRIDDEN_BY} for row in self.rows)
+
+
+def look(host: Host, recorded: Recorded, wish: Wish) -> Look:
+    """Observe, resolve and plan; walks /proc only when the plan has to name who is in the way."""
+    interest = _interest(wish.policies, recorded)
+    found = _look(host, recorded, wish, interest)
+    if any(row.reason is Reason.IN_USE for row in found.plan.blocked):
+        found = _look(host, recorded, wish, replace(interest, users=True))
+    return found
+
+
+def _look(host: Host, recorded: Recorded, wish: Wish, interest: Interest) -> Look:
+    state = host.observe(interest)
+    desired = resolve.resolve(wish.policies, wish.node, state)
+    return Look(state, desired, planning.make_plan(desired, state, recorded, wish.standing))
+
+
+def _interest(policies: Iterable[Policy], recorded: Recorded) -> Interest:
+    """What the policies need, and what putting back what the ledger holds needs."""
+    asked = resolve.interest(policies)
+    held = {key.partition(".")[0] for record in recorded.links.values() for key in record.entries}
+    return replace(
+        asked,
+        rings=asked.rings or "rings" in held,
+        channels=asked.channels or "channels" in held,
+        rx_frames=asked.rx_frames or "rxFrames" in held,
+        module=asked.module or bool(recorded.module),
+    )
+
+
+async def run(
+    host: Host,
+    ledger: Ledger,
+    wish: Wish,
+    *,
+    transact: Transact | None = None,
+    review: Review | None = None,
+) -> Outcome:
+    """One pass. Raises nothing of the host's: what cannot be done is in the outcome."""
+    work = _Pass(host, ledger, wish, transact)
+    return await work.run(review)
+
+
+class _Pass:
+    """The state of one pass: what was tried, and what came of it."""
+
+    def __init__(self, host: Host, ledger: Ledger, wish: Wish, transact: Transact | None) -> None:
+        self.host, self.ledger, self.wish = host, ledger, wish
+        self.transact = transact or self._without_transaction
+        self.tried: dict[Setting, Value | None] = {}
+        self.rows: list[Row] = []
+        self.failures: dict[Setting, Obstacle] = {}
+        self.ledger_error = ""
+
+    async def run(self, review: Review | None) -> Outcome:
+        first = self._look()
+        if review is not None:
+            standing = review(first, self.wish.standing)
+            if standing is not self.wish.standing:
+                self.wish = replace(self.wish, standing=standing)
+                first = self._look()
+        last = first
+        for _ in range(ROUNDS):
+            last = self._keep_books(last)
+            fresh = [step for step in last.plan.steps if not self._was_tried(step)]
+            if not fresh:
+                break
+            await self._carry_out(fresh, last)
+            last = self._look()
+        else:
+            last = self._keep_books(last)
+        return self._outcome(first, last)
+
+    def _look(self) -> Look:
+        return look(self.host, self.ledger.recorded, self.wish)
+
+    def _was_tried(self, step: Step) -> bool:
+        return all(setting in self.tried and self.tried[setting] == value for setting, value in step.settings)
+
+    # --- the ledger ---
+
+    def _keep_books(self, now: Look) -> Look:
+        """Write down what the plan needs written; plans again when something could not be."""
+        plan = now.plan
+        unrecorded: dict[Setting, str] = {}
+        try:
+            self._forget(plan)
+        except errors.LedgerError as error:
+            self.ledger_error = str(error)
+        for link, entries in plan.originals:
+            try:
+                self.ledger.record(link, entries)
+            except errors.LedgerError as error:
+                self.ledger_error = str(error)
+                unrecorded |= {entry.setting: f"cannot record the original: {error}" for entry in entries}
+        self._adopt(now.state)
+        missing = {setting: text for setting, text in unrecorded.items() if not self._is_recorded(setting)}
+        if missing.keys() <= self.wish.standing.unrecorded.keys():
+            return now
+        self.wish = replace(self.wish, standing=replace(self.wish.standing, unrecorded=missing))
+        return self._look()
+
+    def _forget(self, plan: Plan) -> None:
+        for ifindex in plan.gone:
+            self.ledger.drop_link(ifindex)
+        for link in plan.renamed:
+            self.ledger.follow(link)
+        if plan.forget:
+            self.ledger.forget(plan.forget)
+        for name in plan.forget_made:
+            self.ledger.forget_made(name)
+
+    def _is_recorded(self, setting: Setting) -> bool:
+        recorded = self.ledger.recorded
+        if isinstance(setting.target, int):
+            record = recorded.links.get(setting.target)
+            return record is not None and setting.key in record.entries
+        return setting.key in recorded.module
+
+    def _adopt(self, state: HostState) -> None:
+        """Write down the ifindex of what we made since the last look."""
+        unknown = [made for made in self.ledger.recorded.made.values() if not made.ifindex]
+        for made in unknown:
+            link = state.by_name(made.name)
+            if link is not None:
+                try:
+                    self.ledger.record_made(replace(made, ifindex=link.ifindex))
+                except errors.LedgerError as error:
+                    self.ledger_error = str(error)
+
+    # --- changes ---
+
+    async def _carry_out(self, steps: list[Step], now: Look) -> None:
+        for policy, risky, group in _groups(steps):
+            for step in group:
+                self.tried.update(step.settings)
+            failures = await (self.transact(policy, group, now) if risky else self._plainly(group, now))
+            self.failures.update(failures)
+            self.rows += [row for step in group for row in step.rows]
+
+    async def _without_transaction(self, _: str, steps: list[Step], now: Look) -> Failures:
+        return await self._plainly(steps, now)
+
+    async def _plainly(self, steps: list[Step], now: Look) -> Failures:
+        failures: dict[Setting, Obstacle] = {}
+        for step in steps:
+            error = await self._make(step, now.desired)
+            if isinstance(error, errors.Gone):
+                self._try_again(step)
+            elif error is not None:
+                failures |= dict.fromkeys((setting for setting, _ in step.settings), obstacle_of(error))
+        return failures
+
+    def _try_again(self, step: Step) -> None:
+        """What a step named is gone or has another name: the next look says which, and may plan it anew."""
+        for setting, _ in step.settings:
+            self.tried.pop(setting, None)
+
+    async def _make(self, step: Step, desired: Desired) -> errors.VirtnetError | None:
+        change = step.change
+        making = isinstance(change, CreateBridge | CreateTap)
+        try:
+            if isinstance(change, CreateBridge | CreateTap):
+                policy = desired.policies.get(step.policy)
+                deletion = policy.deletion if policy else Deletion.RESTORE
+                kind = "bridge" if isinstance(change, CreateBridge) else "tap"
+                self.ledger.record_made(Made(change.name, 0, kind, step.policy, deletion))
+            await carry_out(self.host, change)
+        except errors.LedgerError as error:
+            self.ledger_error = str(error)
+            return error
+        except errors.HostError as error:
+            if making and isinstance(change, CreateBridge | CreateTap):
+                self.ledger.forget_made(change.name)
+            return error
+        return None
+
+    # --- what came of it ---
+
+    def _outcome(self, first: Look, last: Look) -> Outcome:
+        rows = list(last.plan.blocked)
+        refusals: dict[Setting, Refusal] = {}
+        for step in last.plan.steps:
+            rows += self._leftover(step, refusals)
+        left = {(row.subject, row.setting, row.policy) for row in rows}
+        applied = tuple(
+            dict.fromkeys(
+                replace(row, reason=Reason.APPLIED)
+                for row in self.rows
+                if (row.subject, row.setting, row.policy) not in left
+            )
+        )
+        return Outcome(first, last, tuple(rows), applied, self.failures, refusals, self.ledger_error)
+
+    def _leftover(self, step: Step, refusals: dict[Setting, Refusal]) -> list[Row]:
+        """The rows of a step that is still to be made after it was tried."""
+        failure = next((self.failures[setting] for setting, _ in step.settings if setting in self.failures), None)
+        if failure is None and not self._was_tried(step):
+            failure = (Reason.FAILED, f"not settled after {ROUNDS} rounds; it is tried again at the next pass")
+        if failure is None:
+            for (setting, wanted), row in zip(step.settings, step.rows, strict=False):
+                if setting.key.startswith(ROUNDED):
+                    text = f"asked for {wanted}, the driver answered {row.actual}"
+                    refusals[setting] = Refusal(wanted, row.actual, Reason.REFUSED, text)
+            failure = (Reason.FAILED, "was changed again right after it was set")
+        return [
+            replace(row, reason=refusal.reason, message=refusal.message)
+            if (refusal := _refusal_of(step, row, refusals))
+            else replace(row, reason=failure[0], message=failure[1])
+            for row in step.rows
+        ]
+
+
+ROUNDED = ("rings.", "channels.", "rxFrames", "bridge.forwardDelaySeconds", "bridge.ageingTimeSeconds")
+"""Keys whose value drivers and kernel may round without an error."""
+
+
+def _refusal_of(step: Step, row: Row, refusals: Mapping[Setting, Refusal]) -> Refusal | None:
+    return next(
+        (
+            refusals[setting]
+            for setting, _ in step.settings
+            if setting in refusals and row.setting.endswith(setting.key.rpartition("bridge.")[2])
+        ),
+        None,
+    )
+
+
+def _groups(steps: list[Step]) -> list[tuple[str, bool, list[Step]]]:
+    """Runs of plain steps, and one transaction for each policy (what it puts back apart), in order of first mention."""
+    groups: list[tuple[str, bool, list[Step]]] = []
+    transactions: dict[tuple[str, bool], list[Step]] = {}
+    for step in steps:
+        if step.risky:
+            key = (step.policy, step.restores)
+            if key not in transactions:
+                transactions[key] = []
+                groups.append((step.policy, True, transactions[key]))
+            transactions[key].append(step)
+        elif groups and not groups[-1][1]:
+            groups[-1][2].append(step)
+        else:
+            groups.append((step.policy, False, [step]))
+    return groups
+
+
+async def carry_out(host: Host, change: Change) -> None:
+    """Make one change; those that run a program do so off the loop's thread."""
+    if isinstance(change, LoadModule | UnloadModule):
+        await asyncio.to_thread(host.apply, change)
+    else:
+        host.apply(change)
+
+
+_REASONS: Mapping[type[errors.VirtnetError], Reason] = {
+    errors.Refused: Reason.REFUSED,
+    errors.NotPermitted: Reason.REFUSED,
+    errors.NotSupported: Reason.UNSUPPORTED,
+    errors.InUse: Reason.IN_USE,
+}
+
+
+def obstacle_of(error: errors.VirtnetError) -> Obstacle:
+    """The reason that a user is told for an error."""
+    return _REASONS.get(type(error), Reason.FAILED), str(error)

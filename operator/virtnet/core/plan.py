@@ -44,7 +44,8 @@ NOTHING_STANDS = Standing()
 class Plan:
     """`steps` in order; `blocked` rows; what the ledger must record before any step, and what it may forget.
 
-    `reflexes` is what the fast loop may repair by itself: ifindex -> (mask, value) of features.
+    `reflexes` is what the fast loop may repair by itself: ifindex -> (mask, value) of features. `unmet` are the wanted
+    settings that no step changes because something stands in the way: they are not verified.
     """
 
     steps: tuple[Step, ...] = ()
@@ -55,6 +56,7 @@ class Plan:
     gone: tuple[int, ...] = ()
     renamed: tuple[Link, ...] = ()
     reflexes: Mapping[int, tuple[int, int]] = EMPTY
+    unmet: frozenset[Setting] = frozenset()
 
     @property
     def pending(self) -> tuple[Row, ...]:
@@ -112,6 +114,7 @@ class _Builder:
         self.gone: list[int] = []
         self.renamed: list[Link] = []
         self.reflexes: dict[int, tuple[int, int]] = {}
+        self.unmet: set[Setting] = set()
         self.frozen = restore.Frozen.of(desired.audits, scene)
 
     def plan(self) -> Plan:
@@ -124,6 +127,7 @@ class _Builder:
             tuple(self.gone),
             tuple(self.renamed),
             self.reflexes,
+            frozenset(self.unmet),
         )
 
     # --- the module ---
@@ -165,6 +169,7 @@ class _Builder:
             )
             if blocked:
                 self.rows += _blocked(step.rows, blocked)
+                self.unmet |= {setting for setting, _ in step.settings}
             else:
                 self.first.append(step)
 
@@ -222,6 +227,7 @@ class _Builder:
             row = Row(f"link/{link.name}", attr.path, attr.value, shown, None, _sentence(attr, shown), attr.policy)
             if blocked:
                 self.rows += _blocked((row,), blocked)
+                self.unmet.add(Setting(link.ifindex, attr.key))
             else:
                 values[attr.key], rows[attr.key] = attr.value, row
         for lost in want.overridden:
@@ -308,6 +314,9 @@ class _Builder:
             why[bit] = reason
             mask &= ~bit
         resetting &= mask
+        self.unmet |= {
+            Setting(link.ifindex, f"feature:{name}") for name in feature_names.names_of(sum(why), table.names)
+        }
         self.rows += _feature_rows(link, table, features, found, why)
         for part, risky in ((mask & ~resetting, False), (resetting, True)):
             self.steps += _feature_step(link, table, features, found.value, part, found.pending, risky)
