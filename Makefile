@@ -9,7 +9,6 @@ PYTEST := $(BIN)/python -m pytest
 export PATH := $(PATH):/usr/sbin:/sbin
 
 TOOLS := ethtool:ethtool ip:iproute2 modprobe:kmod ps:procps unshare:util-linux
-LAB := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static iperf3:iperf3 /boot/vmlinuz-*:linux-image-amd64
 
 # Nothing is left out quietly: what this machine cannot run fails, unless VIRTNET_ALLOW_SKIPS names it.
 not-run = case ";$$VIRTNET_ALLOW_SKIPS;" in \
@@ -51,8 +50,7 @@ kernel-as-user: $(READY) tools
 	scripts/as-plain-user $(PYTEST) tests/kernel --session-timeout=300 -p no:cacheprovider; \
 	else $(call not-run,tests/kernel as a plain user); fi
 
-lab: $(READY) tools  ## vhost_net, bonds, vlans and a guest, in a virtual machine with Debian's kernel
-	@scripts/need $(LAB)
+lab: $(READY)  ## vhost_net, bonds, vlans and a guest, in a virtual machine with Debian's kernel
 	$(BIN)/python -m tests.lab
 
 bench: $(READY) tools  ## measure, and write docs/performance.md
