@@ -31,7 +31,7 @@ check: $(READY)  ## format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 unit: $(READY)  ## the deciding parts, without a host
 	$(PYTEST) tests/unit --session-timeout=120
