@@ -1,0 +1,62 @@
+"""Bridges: making one and setting its options. Ports are links (links.set_master).
+
+Option layout: IFLA_BR_* in include/uapi/linux/if_link.h, br_changelink() in net/bridge/br_netlink.c.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from virtnet.core.model import Ref, Value
+from virtnet.errors import HostError, Refused
+from virtnet.host import links, netlink
+from virtnet.host.netlink import Connection
+
+CENTISECONDS = 100  # USER_HZ, the unit of the kernel's bridge times
+
+_OPTIONS: Mapping[str, Callable[[int], bytes]] = {
+    "stp": lambda value: netlink.u32(links.BRIDGE_STP, value),
+    "forwardDelaySeconds": lambda value: netlink.u32(links.BRIDGE_FORWARD_DELAY, value * CENTISECONDS),
+    "ageingTimeSeconds": lambda value: netlink.u32(links.BRIDGE_AGEING_TIME, value * CENTISECONDS),
+    "multicastSnooping": lambda value: netlink.u8(links.BRIDGE_MULTICAST_SNOOPING, value),
+    "vlanFiltering": lambda value: netlink.u8(links.BRIDGE_VLAN_FILTERING, value),
+    "groupForwardMask": lambda value: netlink.u16(links.BRIDGE_GROUP_FORWARD_MASK, value),
+}
+
+
+def create(connection: Connection, name: str) -> None:
+    """Make a bridge that is up. A bridge of that name is success and left as it is; another kind of link is Refused."""
+    try:
+        links.create(connection, name, "bridge")
+    except Refused:
+        found = links.find(connection, Ref(name, 0))  # EEXIST; when nothing is there the name itself was refused
+        if found.kind != "bridge":
+            raise Refused(f"cannot make bridge {name}: a link of that name exists and is no bridge") from None
+
+
+def set_options(connection: Connection, ref: Ref, options: tuple[tuple[str, Value], ...]) -> None:
+    """Set options by their API name, times in seconds. Each is tried; what failed is raised together at the end."""
+    ifindex = links.find(connection, ref).ifindex
+    failed: list[HostError] = []
+    for name, value in sorted(options, key=_order):
+        try:
+            _set_option(connection, ref.name, ifindex, name, int(value))
+        except HostError as error:
+            failed.append(error)
+    if failed:
+        raise type(failed[0])("; ".join(map(str, failed)))
+
+
+def _order(option: tuple[str, Value]) -> int:
+    """With STP on the kernel refuses a forward delay under 2 s (br_set_forward_delay): off goes first, on goes last."""
+    name, value = option
+    if name != "stp":
+        return 1
+    return 2 if value else 0
+
+
+def _set_option(connection: Connection, bridge: str, ifindex: int, name: str, value: int) -> None:
+    data = netlink.nest(links.INFO_DATA, _OPTIONS[name](value))
+    info = netlink.nest(links.LINK_INFO, netlink.text(links.INFO_KIND, "bridge"), data)
+    body = links.HEADER.pack(0, 0, ifindex, 0, 0) + info
+    connection.change(links.NEWLINK, body, f"set {name} of bridge {bridge} to {value}")
