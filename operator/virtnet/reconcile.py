@@ -13,8 +13,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from virtnet import errors
+from virtnet.core import links, modules, resolve
 from virtnet.core import plan as planning
-from virtnet.core import resolve
 from virtnet.core.model import (
     DONE,
     Change,
@@ -36,6 +36,7 @@ from virtnet.core.model import (
     Setting,
     Step,
     UnloadModule,
+    Unreadable,
     Value,
 )
 from virtnet.core.plan import Plan
@@ -321,7 +322,7 @@ class _Pass:
         rows = list(last.plan.blocked)
         refusals: dict[Setting, Refusal] = {}
         for step in last.plan.steps:
-            rows += self._leftover(step, refusals)
+            rows += self._leftover(step, last.state, refusals)
         left = {(row.subject, row.setting, row.policy) for row in rows}
         applied = tuple(
             dict.fromkeys(
@@ -332,38 +333,36 @@ class _Pass:
         )
         return Outcome(first, last, tuple(rows), applied, self.failures, refusals, self.ledger_error)
 
-    def _leftover(self, step: Step, refusals: dict[Setting, Refusal]) -> list[Row]:
+    def _leftover(self, step: Step, state: HostState, refusals: dict[Setting, Refusal]) -> list[Row]:
         """The rows of a step that is still to be made after it was tried."""
         failure = next((self.failures[setting] for setting, _ in step.settings if setting in self.failures), None)
         if failure is None and not self._was_tried(step):
             failure = (Reason.FAILED, f"not settled after {ROUNDS} rounds; it is tried again at the next pass")
+        if failure is None and all(setting.key.startswith(ROUNDED) for setting, _ in step.settings):
+            failure = (Reason.REFUSED, "the driver answered another value")
         if failure is None:
-            for (setting, wanted), row in zip(step.settings, step.rows, strict=False):
-                if setting.key.startswith(ROUNDED):
-                    text = f"asked for {wanted}, the driver answered {row.actual}"
-                    refusals[setting] = Refusal(wanted, row.actual, Reason.REFUSED, text)
             failure = (Reason.FAILED, "was changed again right after it was set")
-        return [
-            replace(row, reason=refusal.reason, message=refusal.message)
-            if (refusal := _refusal_of(step, row, refusals))
-            else replace(row, reason=failure[0], message=failure[1])
-            for row in step.rows
-        ]
+        reason, text = failure
+        if reason in FINAL:
+            for setting, wanted in step.settings:
+                refusals[setting] = Refusal(wanted, _current(state, setting), reason, text)
+        return [replace(row, reason=reason, message=text) for row in step.rows]
 
+
+FINAL = frozenset({Reason.REFUSED, Reason.UNSUPPORTED})
+"""Failures that the same request would meet again."""
 
 ROUNDED = ("rings.", "channels.", "rxFrames", "bridge.forwardDelaySeconds", "bridge.ageingTimeSeconds")
 """Keys whose value drivers and kernel may round without an error."""
 
 
-def _refusal_of(step: Step, row: Row, refusals: Mapping[Setting, Refusal]) -> Refusal | None:
-    return next(
-        (
-            refusals[setting]
-            for setting, _ in step.settings
-            if setting in refusals and row.setting.endswith(setting.key.rpartition("bridge.")[2])
-        ),
-        None,
-    )
+def _current(state: HostState, setting: Setting) -> Value | None:
+    """What a setting is in this look; None also where it cannot be read."""
+    if isinstance(setting.target, str):
+        return modules.value(state.module, setting.key) if state.module else None
+    link = state.links.get(setting.target)
+    value = links.current_value(state, link, setting.key) if link else None
+    return None if isinstance(value, Unreadable) else value
 
 
 def _groups(steps: list[Step]) -> list[tuple[str, bool, list[Step]]]:

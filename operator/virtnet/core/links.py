@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from virtnet.core import features as feature_names
 from virtnet.core import select
 from virtnet.core.model import (
     Change,
@@ -70,6 +71,17 @@ def observed_value(state: HostState, link: Link, key: str) -> Value | Unreadable
     value = getattr(found, member)
     assert value is None or isinstance(value, int)
     return value
+
+
+def current_value(state: HostState, link: Link, key: str) -> Value | Unreadable | None:
+    """Like `observed_value`, for features too: their wanted bit, because that is what somebody asked for."""
+    name = key.removeprefix("feature:")
+    if name == key:
+        return observed_value(state, link, key)
+    features = state.features.get(link.ifindex)
+    if features is None or isinstance(features, Unreadable):
+        return features
+    return bool(features.wanted & feature_names.mask_of((name,), state.feature_names))
 
 
 def _master(state: HostState, link: Link) -> str | None:

@@ -160,11 +160,7 @@ class _Builder:
     def _module_steps(self, steps: list[Step]) -> None:
         for step in steps:
             blocked = next(
-                (
-                    found
-                    for setting, value in step.settings
-                    if (found := self.standing.obstacle(setting, modules.NAME, value, None))
-                ),
+                (found for setting, value in step.settings if (found := self._module_obstacle(setting, value))),
                 None,
             )
             if blocked:
@@ -172,6 +168,11 @@ class _Builder:
                 self.unmet |= {setting for setting, _ in step.settings}
             else:
                 self.first.append(step)
+
+    def _module_obstacle(self, setting: Setting, value: Value | None) -> Obstacle | None:
+        observed = self.scene.state.module
+        current = modules.value(observed, setting.key) if observed else None
+        return self.standing.obstacle(setting, modules.NAME, value, current)
 
     def _module_originals(self, entries: list[Entry]) -> None:
         entries = [replace(entry, deletion=self._deletion(entry.policy)) for entry in entries]

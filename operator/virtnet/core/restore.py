@@ -101,7 +101,7 @@ def link(scene: Scene, link: Link, record: LinkRecord, wanted: frozenset[str]) -
     stale = [entry for key, entry in record.entries.items() if key not in wanted]
     for entry in stale:
         key = entry.setting.key
-        current = _current(scene, link, key)
+        current = links.current_value(scene.state, link, key)
         if isinstance(current, Unreadable):
             rows.append(_row(link, entry, None, Reason.UNREADABLE, f"cannot be read: {current.reason}"))
         elif entry.deletion is Deletion.RETAIN or current == entry.original:
@@ -120,17 +120,6 @@ def link(scene: Scene, link: Link, record: LinkRecord, wanted: frozenset[str]) -
             values[key] = entry.original
     steps = _steps(scene, link, record, values)
     return Returned(steps, tuple(rows), tuple(forget))
-
-
-def _current(scene: Scene, link: Link, key: str) -> Value | Unreadable | None:
-    """A feature's present value is its wanted bit: that is what a user asked for."""
-    name = key.removeprefix("feature:")
-    if name == key:
-        return links.observed_value(scene.state, link, key)
-    features = scene.state.features.get(link.ifindex)
-    if features is None or isinstance(features, Unreadable):
-        return features
-    return bool(features.wanted & feature_names.mask_of((name,), scene.state.feature_names))
 
 
 def _row(link: Link, entry: Entry, current: Value | None, reason: Reason | None, message: str) -> Row:

@@ -188,8 +188,11 @@ class Transactions:
                 self.ledger.record_made(replace(made, ifindex=0))
 
     def _remember(self, pending: records.Pending, message: str) -> None:
+        known = self.rolled_back.get(pending.policy)
+        earlier = known.settings if known is not None and known.version == pending.version else ()
+        settings = tuple(dict.fromkeys((*earlier, *pending.settings)))
         boot = pending.identity.boot_id
-        self.rolled_back[pending.policy] = records.RolledBack(pending.version, message, pending.settings, boot)
+        self.rolled_back[pending.policy] = records.RolledBack(pending.version, message, settings, boot)
         try:
             records.write_rolled_back(self.state, self.rolled_back)
         except errors.LedgerError as error:
