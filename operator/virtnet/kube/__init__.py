@@ -1,0 +1,1 @@
+"""Talks the Kubernetes API: its models, its CRDs and its documents. It never touches the machine."""
