@@ -1,0 +1,1 @@
+"""Whole passes over a strict fake host: nothing here touches the machine."""
