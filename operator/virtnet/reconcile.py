@@ -190,6 +190,7 @@ class _Pass:
         self.transact = transact or self._without_transaction
         self.tried: dict[Setting, Value | None] = {}
         self.rows: list[Row] = []
+        self.skipped: dict[Row, None] = {}
         self.failures: dict[Setting, Obstacle] = {}
         self.ledger_error = ""
 
@@ -223,6 +224,7 @@ class _Pass:
     def _keep_books(self, now: Look) -> Look:
         """Write down what the plan needs written; plans again when something could not be."""
         plan = now.plan
+        self.skipped |= dict.fromkeys(plan.skipped)
         unrecorded: dict[Setting, str] = {}
         try:
             self._forget(plan)
@@ -319,7 +321,7 @@ class _Pass:
     # --- what came of it ---
 
     def _outcome(self, first: Look, last: Look) -> Outcome:
-        rows = list(last.plan.blocked)
+        rows = [*last.plan.blocked, *self.skipped]
         refusals: dict[Setting, Refusal] = {}
         for step in last.plan.steps:
             rows += self._leftover(step, last.state, refusals)

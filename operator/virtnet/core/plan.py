@@ -45,7 +45,8 @@ class Plan:
     """`steps` in order; `blocked` rows; what the ledger must record before any step, and what it may forget.
 
     `reflexes` is what the fast loop may repair by itself: ifindex -> (mask, value) of features. `unmet` are the wanted
-    settings that no step changes because something stands in the way: they are not verified.
+    settings that no step changes because something stands in the way: they are not verified. `skipped` are values that
+    are not put back, said once: the ledger forgets them.
     """
 
     steps: tuple[Step, ...] = ()
@@ -57,6 +58,7 @@ class Plan:
     renamed: tuple[Link, ...] = ()
     reflexes: Mapping[int, tuple[int, int]] = EMPTY
     unmet: frozenset[Setting] = frozenset()
+    skipped: tuple[Row, ...] = ()
 
     @property
     def pending(self) -> tuple[Row, ...]:
@@ -115,6 +117,7 @@ class _Builder:
         self.renamed: list[Link] = []
         self.reflexes: dict[int, tuple[int, int]] = {}
         self.unmet: set[Setting] = set()
+        self.skipped: list[Row] = []
         self.frozen = restore.Frozen.of(desired.audits, scene)
 
     def plan(self) -> Plan:
@@ -128,6 +131,7 @@ class _Builder:
             tuple(self.renamed),
             self.reflexes,
             frozenset(self.unmet),
+            tuple(self.skipped),
         )
 
     # --- the module ---
@@ -154,7 +158,8 @@ class _Builder:
             {key: entry for key, entry in stale.items() if entry.deletion is Deletion.RESTORE}, observed, want
         )
         self._module_steps(steps)
-        self.rows += rows
+        self.rows += [row for row in rows if row.reason is not Reason.FOREIGN]
+        self.skipped += [row for row in rows if row.reason is Reason.FOREIGN]
         self.forget += forget
 
     def _module_steps(self, steps: list[Step]) -> None:
@@ -412,6 +417,7 @@ class _Builder:
         found = restore.link(self.scene, link, record, frozenset(wanted) | self.frozen.keys(link.ifindex))
         self.forget += found.forget
         self.rows += found.rows
+        self.skipped += found.skipped
         for step in found.steps:
             blocked = self._restore_obstacle(link, step)
             self.rows += _blocked(step.rows, blocked) if blocked else ()

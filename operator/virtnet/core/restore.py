@@ -89,15 +89,18 @@ def is_other_link(record: LinkRecord, link: Link) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class Returned:
+    """`skipped` rows are about entries in `forget`, `rows` about entries that stay."""
+
     steps: tuple[Step, ...]
     rows: tuple[Row, ...]
+    skipped: tuple[Row, ...]
     forget: tuple[Setting, ...]
 
 
 def link(scene: Scene, link: Link, record: LinkRecord, wanted: frozenset[str]) -> Returned:
     """What to do about a link's entries that nobody wants any longer."""
     values: dict[str, Value | None] = {}
-    rows, forget = [], []
+    rows, skipped, forget = [], [], []
     stale = [entry for key, entry in record.entries.items() if key not in wanted]
     for entry in stale:
         key = entry.setting.key
@@ -108,18 +111,18 @@ def link(scene: Scene, link: Link, record: LinkRecord, wanted: frozenset[str]) -
             forget.append(entry.setting)
         elif current != entry.wanted:
             text = f"left as it is: neither what {entry.policy} set nor what was there before"
-            rows.append(_row(link, entry, current, Reason.FOREIGN, text))
+            skipped.append(_row(link, entry, current, Reason.FOREIGN, text))
             forget.append(entry.setting)
         elif key in ("vnetHdr", "owner", "group") and link.held:
             rows.append(_row(link, entry, current, Reason.IN_USE, f"{link.name} is held; restored when it is let go"))
         elif key == "master" and entry.original is not None and entry.original not in scene.topology.by_name:
             text = f"left as it is: {entry.original}, where it was before, is gone"
-            rows.append(_row(link, entry, current, Reason.FOREIGN, text))
+            skipped.append(_row(link, entry, current, Reason.FOREIGN, text))
             forget.append(entry.setting)
         else:
             values[key] = entry.original
     steps = _steps(scene, link, record, values)
-    return Returned(steps, tuple(rows), tuple(forget))
+    return Returned(steps, tuple(rows), tuple(skipped), tuple(forget))
 
 
 def _row(link: Link, entry: Entry, current: Value | None, reason: Reason | None, message: str) -> Row:

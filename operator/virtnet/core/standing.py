@@ -56,7 +56,7 @@ class Standing:
     def hold(self, name: str) -> Obstacle | None:
         """Whether the node or the link of this name is held."""
         until = self.held if self.held is not None else self.held_links.get(name)
-        return None if until is None else (Reason.HELD, f"held {until}: reported, not changed".replace("  ", " "))
+        return None if until is None else (Reason.HELD, f"held {until}: reported, not changed")
 
     def obstacle(self, setting: Setting, name: str, wanted: Value | None, current: Value | None) -> Obstacle | None:
         """Why `setting` of the link (or module) `name` must not be changed now."""

@@ -1,0 +1,333 @@
+"""The engine of one network namespace: when a full pass runs, what stands in its way, and what is reported of it.
+
+A pass runs at start, when policies or holds change, when an event asks for one, when a hold or a contention ends, after a
+failure that may pass, and every five minutes. It reads no policy files and talks to nobody: `set_policies` and
+`on_status` are its two sides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from virtnet import errors, reconcile
+from virtnet.core import links as link_rules
+from virtnet.core import report
+from virtnet.core.model import DONE, Node, Policy, Reason, Row, Setting, Value
+from virtnet.core.standing import Refusal, Standing
+from virtnet.engine import drift, holds
+from virtnet.engine.fights import Fights, Thresholds
+from virtnet.engine.metrics import Metrics
+from virtnet.engine.reflex import FastHost, Monitor, Reflex
+from virtnet.engine.transactions import Transactions
+from virtnet.host import records
+from virtnet.host.state import StateDir
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`resync` is the safety pass in seconds, ± 10 %; `retries` bounds the wait after a failure that may pass.
+
+    Passes that events ask for wait `settle` seconds for more of them, and run at most `rate` times a second for long.
+    """
+
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    resync: float = 300.0
+    retries: tuple[float, float] = (5.0, 300.0)
+    settle: float = 0.002
+    rate: int = 5
+    allow_mass_removal: bool = False
+
+
+class EngineHost(reconcile.Host, FastHost, Protocol):
+    """What the engine needs of the machine."""
+
+
+OnStatus = Callable[[Mapping[str, Any]], None]
+
+
+class Engine:
+    """Keeps one host as the policies say, until it is cancelled. Stopping restores nothing."""
+
+    def __init__(
+        self,
+        host: EngineHost,
+        ledger: reconcile.Ledger,
+        state: StateDir,
+        transactions: Transactions,
+        monitor: Monitor,
+        node: Node,
+        *,
+        options: Options = Options(),  # noqa: B008
+        agent: Mapping[str, str] | None = None,
+        on_status: OnStatus | None = None,
+    ) -> None:
+        self.host, self.ledger, self.state, self.transactions = host, ledger, state, transactions
+        self.node, self.options, self.agent, self.on_status = node, options, agent or {}, on_status
+        self.metrics = Metrics()
+        self.fights = Fights(options.thresholds)
+        self.reflex = Reflex(host, monitor, self.fights, self.metrics, self.wake)
+        self.policies: tuple[Policy, ...] | None = None
+        self.last: reconcile.Outcome | None = None
+        self.status: Mapping[str, Any] | None = None
+        self.passes = 0
+        self._notices: tuple[Row, ...] = ()
+        self._refusals: dict[Setting, Refusal] = self._read_refusals()
+        self._wake = asyncio.Event()
+        self._why: dict[str, None] = {}
+        self._recent: deque[float] = deque(maxlen=options.rate)
+        self._retry = options.retries[0]
+        self._held: Mapping[str, float | None] = {}
+
+    # --- from outside ---
+
+    def set_policies(self, policies: tuple[Policy, ...], notices: tuple[Row, ...] = ()) -> None:
+        """The whole desired state from now on; `notices` are rows about sources that could not be read."""
+        if policies != self.policies or notices != self._notices:
+            self.policies, self._notices = policies, notices
+            self.wake("policies changed")
+
+    def wake(self, why: str) -> None:
+        """Ask for a full pass soon."""
+        self._why[why] = None
+        self._wake.set()
+
+    def check_holds(self) -> None:
+        """Notice holds that were set, lifted or have ended."""
+        if holds.active(self.state) != self._held:
+            self.wake("holds changed")
+
+    async def run(self) -> None:
+        """Until cancelled: recover, then a pass whenever there is a reason for one."""
+        interrupted = self.transactions.recover()
+        if interrupted:
+            log.warning(interrupted)
+        loop = asyncio.get_running_loop()
+        self.reflex.start(loop)
+        try:
+            while True:
+                await self._wait()
+                if self.policies is not None:
+                    await self._pass_safely()
+        finally:
+            self.reflex.stop(loop)
+
+    # --- when ---
+
+    async def _wait(self) -> None:
+        """Until there is a reason for a pass, and no sooner than the rate allows."""
+        try:
+            async with asyncio.timeout(self._patience()):
+                await self._wake.wait()
+        except TimeoutError:
+            self._why["it is time"] = None
+        if self.last is not None:
+            await asyncio.sleep(self._pause())
+        self._wake.clear()
+
+    def _pause(self) -> float:
+        now = time.monotonic()
+        if len(self._recent) == self._recent.maxlen and now - self._recent[0] < 1.0:
+            return max(self.options.settle, self._recent[0] + 1.0 - now)
+        return self.options.settle
+
+    def _patience(self) -> float | None:
+        """Seconds until a pass is due by itself; None before there are policies."""
+        if self.policies is None:
+            return None
+        now, today = time.monotonic(), time.time()
+        due = [self.options.resync * random.uniform(0.9, 1.1)]
+        attempt = self.fights.next_attempt(now)
+        if attempt is not None:
+            due.append(attempt - now)
+        due += [end - today for end in self._held.values() if end is not None]
+        if self.last is not None and _may_pass(self.last):
+            due.append(self._retry)
+        return max(0.0, min(due))
+
+    # --- one pass ---
+
+    async def _pass_safely(self) -> None:
+        why = ", ".join(self._why)
+        self._why.clear()
+        started = time.perf_counter()
+        self._recent.append(time.monotonic())
+        try:
+            outcome = await self._pass()
+        except errors.VirtnetError as error:
+            log.error("pass (%s) failed: %s", why, error)
+            await asyncio.sleep(self.options.retries[0])
+            self.wake("the last pass failed")
+            return
+        self.passes += 1
+        self.metrics.pass_seconds.observe(time.perf_counter() - started)
+        self._log(outcome, why, time.perf_counter() - started)
+        self._after(outcome)
+
+    async def _pass(self) -> reconcile.Outcome:
+        assert self.policies is not None
+        wish = reconcile.Wish(self.policies, self.node, self._standing())
+        return await reconcile.run(self.host, self.ledger, wish, transact=self.transactions, review=self._review)
+
+    def _standing(self) -> Standing:
+        policies = self.policies or ()
+        self._held = holds.active(self.state)
+        node, by_link = holds.sentences(self._held)
+        allowed = self.options.allow_mass_removal or any(holds.allows_mass_removal(policy) for policy in policies)
+        return Standing(
+            held=node,
+            held_links=by_link,
+            contended=self.fights.contended(time.monotonic()),
+            rolled_back=self.transactions.standing(policies),
+            refused=self._refusals,
+            allow_mass_removal=allowed,
+        )
+
+    def _review(self, look: reconcile.Look, standing: Standing) -> Standing:
+        """Count what drifted since the last pass, and let the fast loop go on with what is right already."""
+        now = time.monotonic()
+        stopped = False
+        for setting, policy in drift.drifted(look, self.last):
+            self.metrics.detected(setting)
+            self.reflex.drifts[policy] += 1
+            insist = drift.insists(look.desired, policy)
+            stopped |= not self.fights.foreign_change(setting, now, insist=insist)
+        self.reflex.install(look, [setting for step in look.plan.steps for setting, _ in step.settings])
+        return replace(standing, contended=self.fights.contended(now)) if stopped else standing
+
+    # --- after it ---
+
+    def _after(self, outcome: reconcile.Outcome) -> None:
+        self._count_repairs(outcome)
+        self.reflex.install(outcome.last, outcome.failures.keys())
+        self._remember_refusals(outcome)
+        first, longest = self.options.retries
+        self._retry = min(self._retry * 2, longest) if _may_pass(outcome) else first
+        self.last = outcome
+        self._report(outcome)
+
+    def _count_repairs(self, outcome: reconcile.Outcome) -> None:
+        left = {setting for step in outcome.last.plan.steps for setting, _ in step.settings} | outcome.last.plan.unmet
+        for setting, _ in drift.drifted(outcome.first, self.last):
+            if setting not in left:
+                self.metrics.repaired(setting)
+
+    def _remember_refusals(self, outcome: reconcile.Outcome) -> None:
+        there = outcome.last.state.links
+        kept = {
+            setting: refusal
+            for setting, refusal in {**self._refusals, **outcome.refusals}.items()
+            if (setting.target in there or isinstance(setting.target, str)) and _still_wanted(setting, refusal, outcome)
+        }
+        if kept == self._refusals:
+            return
+        self._refusals = kept
+        known = [
+            records.Refusal(setting, there[setting.target].name, refusal.wanted, refusal.answered)
+            for setting, refusal in kept.items()
+            if isinstance(setting.target, int) and refusal.wanted is not None
+        ]
+        try:
+            records.write_refusals(self.state, self.host.identity(), known)
+        except errors.LedgerError as error:
+            log.warning("refusals are not kept over a restart: %s", error)
+
+    def _read_refusals(self) -> dict[Setting, Refusal]:
+        text = "the driver answered another value when this was set"
+        return {
+            known.setting: Refusal(known.wanted, known.observed, Reason.REFUSED, text)
+            for known in records.read_refusals(self.state, self.host.identity())
+        }
+
+    def rows(self, outcome: reconcile.Outcome) -> tuple[Row, ...]:
+        """Everything that is not as asked, with what is repaired again and again and what could not be read."""
+        return (*outcome.rows, *_disputed(outcome, self.fights.disputed(time.monotonic())), *self._notices)
+
+    def _report(self, outcome: reconcile.Outcome) -> None:
+        rows = self.rows(outcome)
+        self.metrics.blocked(report.summary(rows))
+        self.metrics.contended.set(sum(row.reason is Reason.CONTENDED for row in rows))
+        self.metrics.policies.set(len(outcome.last.desired.policies))
+        self.metrics.admitted({name: policy.generation for name, policy in outcome.last.desired.policies.items()})
+        held, held_links = holds.sentences(self._held)
+        status = report.node_state(
+            outcome.last.desired,
+            outcome.last.state,
+            rows,
+            now=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            previous=self.status,
+            agent=self.agent,
+            held=held,
+            held_links=held_links,
+            drifts=self.reflex.drifts,
+        )
+        if status != self.status:
+            self.status = status
+            if self.on_status is not None:
+                self.on_status(status)
+
+    def _log(self, outcome: reconcile.Outcome, why: str, seconds: float) -> None:
+        for row in outcome.applied:
+            log.info("%s %s: %s (policy %s)", row.subject, row.setting, row.message, row.policy)
+        before = set(self.last.rows) if self.last else set()
+        for row in outcome.rows:
+            if row not in before and row.reason not in DONE:
+                level = logging.WARNING if report.failing(row) else logging.INFO
+                log.log(
+                    level, "%s %s: %s: %s (policy %s)", row.subject, row.setting, row.reason, row.message, row.policy
+                )
+        log.debug(
+            "pass (%s): %d applied, %d not as asked, %.1f ms",
+            why,
+            len(outcome.applied),
+            len(outcome.rows),
+            seconds * 1000,
+        )
+
+
+def _may_pass(outcome: reconcile.Outcome) -> bool:
+    """Whether something failed that may work when it is simply tried again."""
+    return bool(outcome.ledger_error) or any(reason is Reason.FAILED for reason, _ in outcome.failures.values())
+
+
+def _still_wanted(setting: Setting, refusal: Refusal, outcome: reconcile.Outcome) -> bool:
+    """A refusal is forgotten as soon as the setting is no longer as the driver left it."""
+    if isinstance(setting.target, str):
+        return setting in outcome.refusals or setting in outcome.last.plan.unmet
+    current: Value | None | object = link_rules.current_value(
+        outcome.last.state, outcome.last.state.links[setting.target], setting.key
+    )
+    return current == refusal.answered and refusal.wanted != refusal.answered
+
+
+def _disputed(outcome: reconcile.Outcome, disputed: Mapping[Setting, str]) -> tuple[Row, ...]:
+    """Rows for settings that are as asked only because they are put back all the time."""
+    rows = []
+    for setting, text in disputed.items():
+        link = outcome.last.state.links.get(setting.target) if isinstance(setting.target, int) else None
+        want = outcome.last.desired.links.get(setting.target) if isinstance(setting.target, int) else None
+        if link is None or want is None:
+            continue
+        for policy, path, wanted in _asked(want, setting):
+            rows.append(Row(f"link/{link.name}", path, wanted, wanted, Reason.CONTENDED, text, policy))
+    return tuple(rows)
+
+
+def _asked(want: Any, setting: Setting) -> list[tuple[str, str, Value]]:
+    attr = want.attr(setting.key)
+    if attr is not None:
+        return [(attr.policy, attr.path, attr.value)]
+    table = want.features
+    if table is None:
+        return []
+    name = setting.key.removeprefix("feature:")
+    bit = 1 << table.names.index(name) if name in table.names else 0
+    return [(ask.policy, ask.path, ask.wanted) for ask in table.asks if ask.won & bit]

@@ -1,0 +1,190 @@
+"""One host as a command finds it: the machine, the state directory and the ledger, opened together and closed together.
+
+Commands that only look need no root: what they may not read they say in `notices`, and look at the host alone.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from virtnet import errors, reconcile
+from virtnet.core.model import HostState, Interest, Node, Policy, Recorded
+from virtnet.core.standing import Standing
+from virtnet.engine import holds
+from virtnet.engine.probing import NetworkProber
+from virtnet.engine.transactions import Transactions
+from virtnet.host import LinuxHost, records
+from virtnet.host import state as states
+from virtnet.host.ledger import Ledger
+from virtnet.host.namespaces import Namespace
+from virtnet.host.state import StateDir
+
+STATUS = "state.json"
+EVERYTHING = Interest(drivers=True, rings=True, channels=True, rx_frames=True, addresses=True, module=True, users=True)
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+
+
+def default_state_dir(netns: str | None) -> Path:
+    """Where state lives when nobody says: below the default directory for a named network namespace."""
+    return states.DEFAULT if netns is None else states.DEFAULT / "netns" / netns
+
+
+def this_node(name: str | None, labels: Mapping[str, str]) -> Node:
+    """The node that policies are resolved for without Kubernetes, with the labels that a kubelet would set."""
+    hostname = name or socket.gethostname()
+    machine = platform.machine()
+    known = {
+        "kubernetes.io/hostname": hostname,
+        "kubernetes.io/os": "linux",
+        "kubernetes.io/arch": _ARCHITECTURES.get(machine, machine),
+    }
+    return Node(hostname, {**known, **labels})
+
+
+@dataclass
+class Workplace:
+    """What a command works with. `state` and `ledger` are None where they may not be read."""
+
+    host: LinuxHost
+    namespace: Namespace
+    node: Node
+    state: StateDir | None
+    ledger: Ledger | None
+    notices: list[str] = field(default_factory=list)
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        *,
+        netns: str | None = None,
+        state_dir: Path | None = None,
+        node_name: str | None = None,
+        node_labels: Mapping[str, str] | None = None,
+        write: bool,
+    ) -> Iterator[Workplace]:
+        """Open everything; with `write` the state directory is locked (`StateBusy` names who holds it)."""
+        path = state_dir or default_state_dir(netns)
+        namespace = Namespace.named(netns) if netns else Namespace(None)
+        node = this_node(node_name, node_labels or {})
+        with ExitStack() as stack:
+            state = StateDir(path, read_only=not write)
+            if write:
+                stack.enter_context(state.lock())
+            host = LinuxHost(namespace)
+            stack.callback(host.close)
+            place = cls(host, namespace, node, state, None)
+            place._open_ledger(stack, write)
+            yield place
+
+    def _open_ledger(self, stack: ExitStack, write: bool) -> None:
+        assert self.state is not None
+        if not write and not _readable(self.state.path):
+            self.notices.append(f"no access to {self.state.path}: looking at the host alone (no restores, no holds)")
+            self.state = None
+            return
+        self.ledger = Ledger(self.state, self.host.identity())
+        stack.callback(self.ledger.close)
+        self.notices += self.state.problems
+
+    # --- looking ---
+
+    @property
+    def recorded(self) -> Recorded:
+        return self.ledger.recorded if self.ledger else Recorded()
+
+    def look(self, policies: tuple[Policy, ...], *, allow_mass_removal: bool = False) -> reconcile.Look:
+        """What the policies would change now."""
+        standing = self._standing(policies, allow_mass_removal)
+        return reconcile.look(self.host, self.recorded, reconcile.Wish(policies, self.node, standing))
+
+    def inspect(self) -> HostState:
+        return self.host.observe(EVERYTHING)
+
+    def status(self) -> Mapping[str, Any] | None:
+        """The node state that the last pass of a running agent wrote."""
+        found = self.state.read_json(STATUS) if self.state else None
+        return found if isinstance(found, dict) else None
+
+    def cached_policies(self) -> Mapping[str, records.CachedPolicy]:
+        """The policies in force here, by source."""
+        return records.read_policies(self.state) if self.state else {}
+
+    def _standing(self, policies: tuple[Policy, ...], allow_mass_removal: bool) -> Standing:
+        if self.state is None:
+            return Standing(allow_mass_removal=allow_mass_removal)
+        node, by_link = holds.sentences(holds.active(self.state))
+        return Standing(
+            held=node,
+            held_links=by_link,
+            rolled_back=self.transactions().standing(policies),
+            allow_mass_removal=allow_mass_removal or any(map(holds.allows_mass_removal, policies)),
+        )
+
+    # --- changing ---
+
+    def transactions(self) -> Transactions:
+        assert self.state is not None
+        assert self.ledger is not None
+        return Transactions(self.host, self.ledger, self.state, NetworkProber(self.namespace))
+
+    async def apply(self, policies: tuple[Policy, ...], *, allow_mass_removal: bool = False) -> reconcile.Outcome:
+        """One pass for exactly these policies. What went back before is tried again."""
+        assert self.ledger is not None
+        transactions = self.transactions()
+        interrupted = transactions.recover()
+        if interrupted:
+            self.notices.append(interrupted)
+        transactions.forgive()
+        wish = reconcile.Wish(policies, self.node, self._standing(policies, allow_mass_removal))
+        return await reconcile.run(self.host, self.ledger, wish, transact=transactions)
+
+    async def release(self) -> reconcile.Outcome:
+        """Put back everything that the ledger holds; exempt from the brake."""
+        return await self.apply((), allow_mass_removal=True)
+
+    # --- holds ---
+
+    def hold(self, link: str | None, seconds: float) -> str:
+        """Leave a link, or the whole node, alone for a time; returns how its end is said."""
+        end = time.time() + seconds
+        records.add_hold(self._shared(), link or records.EVERYTHING, end, time.time())
+        return holds.until(end)
+
+    def unhold(self, link: str | None) -> None:
+        records.remove_hold(self._shared(), link or records.EVERYTHING, time.time())
+
+    def holds(self) -> Mapping[str, str]:
+        """Until when whom: link name or "*"."""
+        if self.state is None:
+            return {}
+        return {name: holds.until(end) for name, end in holds.active(self.state).items()}
+
+    def _shared(self) -> StateDir:
+        """The state directory for a short write beside a running agent."""
+        if self.state is None:
+            raise errors.UsageError("no access to the state directory: holds need it; call this as root")
+        state = StateDir(self.state.path)
+        state.prepare()
+        return state
+
+
+def _readable(path: Path) -> bool:
+    """Whether a state directory, if there is one, may be read; one that does not exist holds nothing."""
+    for parent in (path, *path.parents):
+        try:
+            os.stat(parent)
+        except FileNotFoundError:
+            continue
+        except OSError:
+            return False
+        return parent != path or os.access(parent, os.R_OK | os.X_OK)
+    return True
