@@ -68,6 +68,11 @@ def ifindex_of(raw: Bytes, start: int) -> int:
     return int.from_bytes(raw[start + 4 : start + 8], sys.byteorder)
 
 
+def family_of(raw: Bytes, start: int) -> int:
+    """AF_UNSPEC for the link itself."""
+    return raw[start]
+
+
 def event_of(body: bytes) -> int:
     """Why the kernel tells of this link (IFLA_EVENT_*); 0 when it does not say."""
     return _number(body, _attributes(body), EVENT)

@@ -1,0 +1,16 @@
+"""The machine itself: one look at it, and one action for each change. It decides nothing.
+
+machine       LinuxHost, behind reconcile.Host       looks             links and features, remembered
+namespaces    entering a network namespace           netlink, dumps    the wire, and dumps that cost a comparison
+links         rtnetlink: links, mtu, master          bridges           making bridges, their options
+ethtool       its netlink family                     offloads, tuning  features; rings, channels, rx-frames, drivers
+taps          /dev/net/tun                           processes         who holds taps and vhost devices
+addresses     what enslaving would cut off           modules           kernel modules and their files
+events        what the kernel tells by itself        ledger, state     what we changed; the state directory
+"""
+
+from __future__ import annotations
+
+from virtnet.host.machine import LinuxHost
+
+__all__ = ["LinuxHost"]
