@@ -6,9 +6,10 @@ Docstrings are what `kubectl explain` shows.
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, GetJsonSchemaHandler, StringConstraints, model_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import PydanticCustomError
+from pydantic_core.core_schema import CoreSchema
 
 from virtnet.core import model
 from virtnet.kube import rules
@@ -49,6 +50,12 @@ class Base(BaseModel):
     def _obeys(self) -> Self:
         rules.check(self.RULES, self)
         return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        inner = handler.resolve_ref_schema(handler(schema))
+        inner.update(rules.in_schema(cls.RULES))
+        return inner
 
     def written(self) -> dict[str, Any]:
         """Exactly the fields that were written, as JSON values."""
