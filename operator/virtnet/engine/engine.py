@@ -1,7 +1,7 @@
 """The engine of one network namespace: when a full pass runs, what stands in its way, and what is reported of it.
 
-A pass runs at start, when policies or holds change, when an event asks for one, when a hold or a contention ends, after a
-failure that may pass, and every five minutes. It reads no policy files and talks to nobody: `set_policies` and
+A pass runs at start, when policies or holds change, when an event asks for one, when a hold or a contention ends, after
+a failure that may pass, and every five minutes. It reads no policy files and talks to nobody: `set_policies` and
 `on_status` are its two sides.
 """
 
@@ -66,7 +66,7 @@ class Engine:
         monitor: Monitor,
         node: Node,
         *,
-        options: Options = Options(),  # noqa: B008
+        options: Options = Options(),
         agent: Mapping[str, str] | None = None,
         on_status: OnStatus | None = None,
     ) -> None:
@@ -79,7 +79,10 @@ class Engine:
         self.last: reconcile.Outcome | None = None
         self.status: Mapping[str, Any] | None = None
         self.passes = 0
-        self._notices: tuple[Row, ...] = ()
+        self.looked = asyncio.Event()
+        """Set when the first pass has been reported."""
+        self._finished = time.monotonic()
+        self._unread: tuple[str, ...] = ()
         self._refusals: dict[Setting, Refusal] = self._read_refusals()
         self._wake = asyncio.Event()
         self._why: dict[str, None] = {}
@@ -89,16 +92,20 @@ class Engine:
 
     # --- from outside ---
 
-    def set_policies(self, policies: tuple[Policy, ...], notices: tuple[Row, ...] = ()) -> None:
-        """The whole desired state from now on; `notices` are rows about sources that could not be read."""
-        if policies != self.policies or notices != self._notices:
-            self.policies, self._notices = policies, notices
+    def set_policies(self, policies: tuple[Policy, ...], unread: tuple[str, ...] = ()) -> None:
+        """The whole desired state from now on; `unread` are sentences about sources that could not be read."""
+        if policies != self.policies or unread != self._unread:
+            self.policies, self._unread = policies, unread
             self.wake("policies changed")
 
     def wake(self, why: str) -> None:
         """Ask for a full pass soon."""
         self._why[why] = None
         self._wake.set()
+
+    def overdue(self) -> float:
+        """Seconds by which the safety pass is late, counted from two resync times; 0 or less when all is well."""
+        return time.monotonic() - self._finished - 2 * self.options.resync
 
     def check_holds(self) -> None:
         """Notice holds that were set, lifted or have ended."""
@@ -168,9 +175,11 @@ class Engine:
             self.wake("the last pass failed")
             return
         self.passes += 1
+        self._finished = time.monotonic()
         self.metrics.pass_seconds.observe(time.perf_counter() - started)
         self._log(outcome, why, time.perf_counter() - started)
         self._after(outcome)
+        self.looked.set()
 
     async def _pass(self) -> reconcile.Outcome:
         assert self.policies is not None
@@ -248,8 +257,8 @@ class Engine:
         }
 
     def rows(self, outcome: reconcile.Outcome) -> tuple[Row, ...]:
-        """Everything that is not as asked, with what is repaired again and again and what could not be read."""
-        return (*outcome.rows, *_disputed(outcome, self.fights.disputed(time.monotonic())), *self._notices)
+        """Everything that is not as asked, with what is repaired again and again."""
+        return (*outcome.rows, *_disputed(outcome, self.fights.disputed(time.monotonic())))
 
     def _report(self, outcome: reconcile.Outcome) -> None:
         rows = self.rows(outcome)
@@ -268,6 +277,7 @@ class Engine:
             held=held,
             held_links=held_links,
             drifts=self.reflex.drifts,
+            policies_unread=self._unread,
         )
         if status != self.status:
             self.status = status
@@ -302,7 +312,7 @@ def _still_wanted(setting: Setting, refusal: Refusal, outcome: reconcile.Outcome
     """A refusal is forgotten as soon as the setting is no longer as the driver left it."""
     if isinstance(setting.target, str):
         return setting in outcome.refusals or setting in outcome.last.plan.unmet
-    current: Value | None | object = link_rules.current_value(
+    current: object = link_rules.current_value(
         outcome.last.state, outcome.last.state.links[setting.target], setting.key
     )
     return current == refusal.answered and refusal.wanted != refusal.answered
