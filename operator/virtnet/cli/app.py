@@ -1,0 +1,174 @@
+"""The commands and their arguments; what a command needs is imported when it is called, so that help is quick."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from virtnet.cli import options
+from virtnet.cli.options import Files, Format, LinkName, Netns, NodeLabels, NodeName, State
+from virtnet.cli.terminal import Output
+
+app = typer.Typer(
+    name="virtnet",
+    help="Keeps the virtio network path of virtual machines as policies say: bridge, uplink, tap, vhost_net.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+def _leave(code: int) -> None:
+    if code:
+        raise typer.Exit(code)
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def inspect(
+    policies: Annotated[
+        list[str] | None,
+        typer.Option("--policies", metavar="FILE", help="Compare with these; default: those the agent enforces."),
+    ] = None,
+    netns: Netns = None,
+    state_dir: State = None,
+    node_name: NodeName = None,
+    node_label: NodeLabels = None,
+    output: Format = Output.TABLE,
+) -> None:
+    """Show the whole path in one look, and what is not as asked.
+
+    Uplinks, bridges, taps, vhost_net, QEMU's virtio models, and what differs from each policy. Needs no root; what it
+    may not see is said.
+    """
+    from virtnet.cli import inspecting
+
+    place = options.where(netns, state_dir, node_name, node_label)
+    _leave(inspecting.run(policies or (), place, output))
+
+
+@app.command()
+def plan(
+    files: Files,
+    netns: Netns = None,
+    state_dir: State = None,
+    node_name: NodeName = None,
+    node_label: NodeLabels = None,
+    output: Format = Output.TABLE,
+) -> None:
+    """Say what apply would change, and change nothing.
+
+    Exit code: 0 nothing to change, 2 at least one change is pending, 1 error.
+    """
+    from virtnet.cli import planning
+
+    _leave(planning.run(files, options.where(netns, state_dir, node_name, node_label), output))
+
+
+@app.command()
+def apply(
+    files: Files,
+    allow_mass_removal: Annotated[
+        bool, typer.Option("--allow-mass-removal", help="Remove also when it is most of what is managed.")
+    ] = False,
+    netns: Netns = None,
+    state_dir: State = None,
+    node_name: NodeName = None,
+    node_label: NodeLabels = None,
+    output: Format = Output.TABLE,
+) -> None:
+    """Make the host match the policies, once.
+
+    The FILEs of one call are the whole desired state: what was applied before and is not in them is put back.
+
+    Exit code: 0 all as asked, 3 something is left or failed, 1 error.
+    """
+    from virtnet.cli import applying
+
+    place = options.where(netns, state_dir, node_name, node_label)
+    _leave(applying.apply(files, place, output, allow_mass_removal=allow_mass_removal))
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def run(context: typer.Context) -> None:
+    """Keep the host as the policies of a directory say."""
+    from virtnet.cli import run as agent
+
+    _leave(agent.main(context.args))
+
+
+@app.command()
+def release(netns: Netns = None, state_dir: State = None, output: Format = Output.TABLE) -> None:
+    """Put back everything that was there before virtnet.
+
+    Exit code: 0 all put back, 3 something was skipped, 1 error.
+    """
+    from virtnet.cli import applying
+
+    _leave(applying.release(options.where(netns, state_dir), output))
+
+
+@app.command()
+def hold(
+    link: LinkName = None,
+    duration: Annotated[
+        str, typer.Option("--for", metavar="DURATION", help="How long: 90s, 15m, 1h, 2d.", show_default=True)
+    ] = "1h",
+    netns: Netns = None,
+    state_dir: State = None,
+    output: Format = Output.TABLE,
+) -> None:
+    """Report, change nothing: on one link, or on the whole node."""
+    from virtnet.cli import holding
+
+    _leave(holding.hold(link, duration, options.where(netns, state_dir), output))
+
+
+@app.command()
+def unhold(link: LinkName = None, netns: Netns = None, state_dir: State = None, output: Format = Output.TABLE) -> None:
+    """End the hold of one link, or all holds."""
+    from virtnet.cli import holding
+
+    _leave(holding.unhold(link, options.where(netns, state_dir), output))
+
+
+@app.command()
+def crds(
+    output: Annotated[
+        Path | None, typer.Option("--output", metavar="DIR", help="Write one file each; default: print them all.")
+    ] = None,
+) -> None:
+    """Write the CustomResourceDefinitions."""
+    from virtnet.cli import definitions
+
+    definitions.write(output)
+
+
+@app.command()
+def version() -> None:
+    """Show the version."""
+    import virtnet
+
+    print(f"virtnet {virtnet.__version__}")

@@ -1,0 +1,132 @@
+"""The command `inspect`: one look at the whole path, and per policy what differs; it changes nothing."""
+
+from __future__ import annotations
+
+import datetime
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import virtnet
+from virtnet import errors
+from virtnet.cli import policies, sheet, survey, terminal
+from virtnet.cli.options import Where
+from virtnet.cli.survey import Data
+from virtnet.cli.terminal import Output
+from virtnet.core import report
+from virtnet.core.model import HostState, Policy, Row
+from virtnet.engine.workplace import Workplace
+from virtnet.host import qemu
+from virtnet.host.qemu import Qemu
+from virtnet.reconcile import Look
+
+ALL_WELL = 0
+EVERYTHING = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """All that one call found out. `rows` None: no policy is known."""
+
+    state: HostState
+    look: Look
+    policies: tuple[Policy, ...]
+    rows: tuple[Row, ...] | None
+    status: Data
+    holds: Mapping[str, str]
+    title: str
+
+
+def run(files: Sequence[str], place: Where, output: Output) -> int:
+    """Always 0 when it could look at all: what differs is news, not an error."""
+    wanted = policies.read(files) if files else None
+    if wanted is not None:
+        policies.say_doubts(wanted)
+    with place.open(write=False) as workplace:
+        found = _look(workplace, wanted)
+        for notice in workplace.notices:
+            terminal.say(notice)
+    machine, qemu_says = _ask_qemu()
+    host = _host(found, machine)
+    for why, names in survey.unreadable({kind: host[kind] for kind in ("uplinks", "bridges", "taps")}).items():
+        terminal.say(f"not readable on {', '.join(names)}: {why}")
+    if output is Output.TABLE:
+        sheet.show(terminal.console(), _sheet(found, host, qemu_says))
+    else:
+        terminal.emit({**found.status, "host": host}, output)
+    return ALL_WELL
+
+
+def _look(workplace: Workplace, wanted: tuple[Policy, ...] | None) -> _Found:
+    if wanted is None:
+        cached = workplace.cached_policies()
+        wanted = policies.parse({name: kept.text for name, kept in cached.items()}) if cached else None
+    look = workplace.look(wanted or ())
+    # Without a known policy the plan would be to put everything back, which nobody has asked for.
+    rows = None if wanted is None else tuple(report.merge([*look.plan.pending, *look.plan.blocked]))
+    state, holds = workplace.inspect(), workplace.holds()
+    status = _status(workplace, look, state, rows or (), holds)
+    return _Found(state, look, wanted or (), rows, status, holds, _title(workplace))
+
+
+def _status(
+    workplace: Workplace, look: Look, state: HostState, rows: Sequence[Row], holds: Mapping[str, str]
+) -> dict[str, Any]:
+    """The node state's status as of this look; times and counts go on from what the agent last wrote."""
+    previous = workplace.status()
+    return report.node_state(
+        look.desired,
+        state,
+        rows,
+        now=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        agent={"version": virtnet.__version__, "bootID": workplace.host.identity().boot_id},
+        previous=previous,
+        held=holds.get(EVERYTHING),
+        held_links={name: until for name, until in holds.items() if name != EVERYTHING},
+        drifts={entry["name"]: entry.get("drifts", 0) for entry in (previous or {}).get("policies", ())},
+    )
+
+
+def _title(workplace: Workplace) -> str:
+    parts = [workplace.node.name, f"Linux {platform.release()}", f"virtnet {virtnet.__version__}"]
+    if workplace.state is not None:
+        pid = workplace.state.holder()
+        parts.append("no agent is running" if pid is None else f"agent running, pid {pid or 'unknown'}")
+    return " · ".join(parts)
+
+
+def _ask_qemu() -> tuple[Qemu | None, str]:
+    """What QEMU says, and the same for people."""
+    try:
+        found = qemu.look()
+    except errors.HostError as error:
+        terminal.say(error)
+        return None, str(error)
+    models = " ".join(found.models) or "no virtio network model"
+    return found, f"{found.path} {found.version}: {models}"
+
+
+def _host(found: _Found, machine: Qemu | None) -> Data:
+    """`qemu` says which binary was asked; null where there is none."""
+    named = {entry["name"] for entry in found.status["links"] if entry["role"] == "uplink"}
+    return {
+        "uplinks": survey.uplinks(found.state, named),
+        "bridges": survey.bridges(found.state),
+        "taps": survey.taps(found.state),
+        "qemuModels": list(machine.models) if machine else [],
+        "qemu": {"path": machine.path, "version": machine.version} if machine else None,
+    }
+
+
+def _sheet(found: _Found, host: Data, qemu_says: str) -> sheet.Sheet:
+    return sheet.Sheet(
+        title=found.title,
+        host={kind: host[kind] for kind in ("uplinks", "bridges", "taps")},
+        vhost=found.status.get("vhost"),
+        qemu=qemu_says,
+        policies=found.policies,
+        selected=frozenset(found.look.desired.policies),
+        rows=found.rows,
+        holds=found.holds,
+    )

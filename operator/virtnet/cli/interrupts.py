@@ -1,0 +1,50 @@
+"""Runs work that must not be cut in the middle: the first SIGINT or SIGTERM cancels it, and it may finish undoing."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from virtnet.cli import terminal
+
+Result = TypeVar("Result")
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class Interrupted(BaseException):
+    """The work was cancelled by a signal and has undone what it had to; the shell's exit code is 128 + `number`."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(number)
+
+
+def run(work: Coroutine[Any, Any, Result]) -> Result:
+    """The result of `work`; raises `Interrupted` when a signal ended it first."""
+    return asyncio.run(_guarded(work))
+
+
+async def _guarded(work: Coroutine[Any, Any, Result]) -> Result:
+    task = asyncio.ensure_future(work)
+    received: list[int] = []
+
+    def stop(number: int) -> None:
+        # Only the first one cancels: a second would cut off the undoing, which is bounded in time by itself.
+        if not received:
+            terminal.say("stopping; a change that is not confirmed yet is rolled back first")
+            task.cancel()
+        received.append(number)
+
+    loop = asyncio.get_running_loop()
+    for number in SIGNALS:
+        loop.add_signal_handler(number, stop, number)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        raise Interrupted(received[0] if received else signal.SIGINT) from None
+    finally:
+        for number in SIGNALS:
+            loop.remove_signal_handler(number)

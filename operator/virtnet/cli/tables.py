@@ -1,0 +1,93 @@
+"""Rows of a plan or an outcome as a table for people; it draws, and leaves judging to the rows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from virtnet.cli.terminal import plain
+from virtnet.core import report
+from virtnet.core.model import DONE, Row, Value
+
+HEADING = "bold"
+QUIET = "dim"
+PENDING = "cyan"
+GOOD = "green"
+SETTLED = "yellow"
+BAD = "red"
+NOTHING = "–"
+
+
+def text(shown: object, style: str = "") -> Text:
+    """Printable text; it never wraps in the middle of a word where it can wrap elsewhere."""
+    return Text(plain(shown), style, overflow="fold")
+
+
+def grid(*styles: str, indent: int = 2) -> Table:
+    """A table without lines, two blanks between its columns; the last column takes what is left and wraps."""
+    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column(width=max(indent - 2, 0))
+    for style in styles[:-1]:
+        table.add_column(style=style, overflow="fold")
+    table.add_column(style=styles[-1], overflow="fold", ratio=1)
+    return table
+
+
+def show_holds(console: Console, holds: Mapping[str, str]) -> None:
+    """The first thing that is said wherever something is held: `holds` is until when, by link, "*" for the node."""
+    for name, until in sorted(holds.items()):
+        what = "this whole node" if name == "*" else f"link {name}"
+        console.print(text(f"HELD  {what} is held {until}: reported, not changed", f"bold {SETTLED}"))
+    if holds:
+        console.print()
+
+
+def show_rows(console: Console, heading: str, rows: Sequence[Row], *, policies: bool = False) -> None:
+    """A headed table of rows; nothing at all when there are none. `policies`: also whose each row is."""
+    if not rows:
+        return
+    console.print(text(heading, HEADING))
+    table = grid("", "", "", "")
+    for row in rows:
+        table.add_row("", text(row.subject), text(row.setting), _values(row), _message(row, policies))
+    console.print(table)
+    console.print()
+
+
+def style_of(row: Row) -> str:
+    if row.reason is None:
+        return PENDING
+    if row.reason in DONE:
+        return GOOD
+    return BAD if report.failing(row) else SETTLED
+
+
+def _values(row: Row) -> Text:
+    """`actual → wanted`; a setting that nobody asks for any more wants nothing."""
+    return Text.assemble(
+        (plain(value_word(row.actual)), QUIET), (" → ", QUIET), (plain(value_word(row.wanted)), "bold"), overflow="fold"
+    )
+
+
+def value_word(value: Value | None) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return NOTHING if value is None else str(value)
+
+
+def _message(row: Row, policies: bool) -> Text:
+    shown = Text(overflow="fold")
+    if row.reason is not None:
+        shown.append(f"{row.reason}: ", style_of(row))
+    shown.append(plain(row.message))
+    if policies and row.policy:
+        shown.append(f" ({plain(row.policy)})", QUIET)
+    return shown
+
+
+def count(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: 1 change, 2 changes."""
+    return f"{number} {one if number == 1 else many or one + 's'}"
