@@ -10,7 +10,7 @@ from typing import Any
 
 from virtnet.core.model import Identity
 from virtnet.errors import LedgerError, UsageError
-from virtnet.host.state import StateDir, replace
+from virtnet.host.state import StateDir, replace_file
 
 __all__ = ["Journal"]
 
@@ -93,7 +93,7 @@ class Journal:
         self._base = max(self._size, len(data))  # stays so when this fails: the next attempt is far off
         try:
             self._state.prepare()
-            fd = replace(self._path, data)
+            fd = replace_file(self._path, data)
         except UsageError as error:
             raise LedgerError(str(error)) from error
         except OSError as error:

@@ -204,7 +204,7 @@ def _is_same_link(held: LinkRecord, link: Link) -> bool:
 def _merge(known: Mapping[str, Entry], entries: Iterable[Entry]) -> dict[str, Entry]:
     merged = dict(known)
     for entry in entries:
-        held = known.get(entry.setting.key)
+        held = merged.get(entry.setting.key)
         if held is not None:
             entry = Entry(held.setting, held.original, entry.wanted, entry.policy, entry.deletion)  # noqa: PLW2901
         merged[entry.setting.key] = entry

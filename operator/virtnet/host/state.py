@@ -15,7 +15,7 @@ from typing import Any
 
 from virtnet.errors import LedgerError, StateBusy, UsageError
 
-__all__ = ["DEFAULT", "StateDir"]
+__all__ = ["DEFAULT", "StateDir", "replace_file"]
 
 DEFAULT = Path("/var/lib/virtnet")
 VOLATILE = "volatile"
@@ -181,7 +181,7 @@ class StateDir:
         if name not in self._unsynced and _content(path) == data:
             return False
         with _translated(path, "be written"):
-            os.close(replace(path, data, durable=durable))
+            os.close(replace_file(path, data, durable=durable))
             if durable:
                 self._unsynced.add(name)
                 _sync_directory(path.parent)
@@ -221,7 +221,7 @@ class StateDir:
             raise LedgerError(f"{self.path / name} is open only for reading")
 
 
-def replace(path: Path, data: bytes, *, durable: bool = False) -> int:
+def replace_file(path: Path, data: bytes, *, durable: bool = False) -> int:
     """Put a new file with this content in the place of `path`; its descriptor, open for appending, is the caller's.
 
     The temporary name is always the same, so that kills do not fill the directory; one writer at a time is the
