@@ -39,7 +39,8 @@ TYPE_MASK = 0x3FFF
 DUMP_SEQUENCE = 1
 """All dumps carry this number, so that two dumps of an unchanged host are the same bytes."""
 
-Bytes = bytes | bytearray | memoryview
+Body = bytes | bytearray
+Bytes = Body | memoryview
 
 RECEIVE_BYTES = 256 * 1024  # the kernel sends at most 32 KiB at a time; only touched pages cost memory
 TIMEOUT_SECONDS = 10.0

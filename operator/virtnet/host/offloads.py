@@ -13,7 +13,7 @@ from virtnet.core.model import Features, Ref
 from virtnet.errors import NotSupported
 from virtnet.host import ethtool, netlink
 from virtnet.host.dumps import RepeatedDump
-from virtnet.host.netlink import Connection
+from virtnet.host.netlink import Body, Connection
 
 STRSET_GET, FEATURES_GET, FEATURES_SET = 1, 11, 12
 STRSET_STRINGSETS, STRINGSETS_STRINGSET, STRINGSET_ID, STRINGSET_STRINGS = 2, 1, 1, 3
@@ -69,13 +69,13 @@ def change(connection: Connection, family: int, ref: Ref, mask: int, value: int)
     connection.change(family, body, f"set offload features of {ref.name}")
 
 
-def _parse_with_noise(payload: bytes) -> tuple[Features, int, int]:
+def _parse_with_noise(payload: Body) -> tuple[Features, int, int]:
     return _parse(payload), len(payload), len(payload)
 
 
-def _parse(payload: bytes) -> Features:
+def _parse(payload: Body) -> Features:
     """Behind the header that names the link come only bitsets, equal on all links of a kind: they share one object."""
-    bitsets = payload[4 + (netlink.integer(payload, 4, 6) + 3 & ~3) :]
+    bitsets = bytes(payload[4 + (netlink.integer(payload, 4, 6) + 3 & ~3) :])
     known = _features.get(bitsets)
     if known is None:
         if len(_features) >= _FEATURES_KEPT:
