@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from itertools import islice
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from virtnet.core import links, offloads
@@ -16,6 +17,9 @@ from virtnet.core.resolve import Desired, FeatureTable, LinkWant
 MOST_WANTED = 64
 """Of one link: what the API allows in one map."""
 
+Shared = tuple[LinkWant, int, int]
+"""What is wanted, and which features are active and changeable: links alike in these have the same features."""
+
 
 class Managed(NamedTuple):
     as_asked: bool
@@ -24,34 +28,38 @@ class Managed(NamedTuple):
     want: LinkWant
 
 
+_ORDER = itemgetter(0, 1)
+
+
 def of(desired: Desired, state: HostState, blocked: Container[str]) -> list[Managed]:
-    """The managed links that are there, those with something to say first, then by name."""
+    """The managed links that are there: first those whose names are `blocked`, then by name."""
     found = [
-        Managed(f"link/{link.name}" not in blocked, link.name, link, want)
+        Managed(link.name not in blocked, link.name, link, want)
         for ifindex, want in desired.links.items()
         if (link := state.links.get(ifindex)) is not None
     ]
-    return sorted(found, key=lambda managed: managed[:2])
+    return sorted(found, key=_ORDER)
 
 
 def entries(state: HostState, managed: Iterable[Managed]) -> Iterator[dict[str, Any]]:
     """Made one by one: of a thousand links those that find no room are never made."""
     wanted: dict[LinkWant, dict[str, Value]] = {}
-    effective: dict[tuple[LinkWant, int, int], dict[str, Value]] = {}
+    effective: dict[Shared, dict[str, Value]] = {}
     for _, name, link, want in managed:
         if want not in wanted:
             wanted[want] = _wanted(want)
-        entry: dict[str, Any] = {"name": name, "role": want.role}
-        driver = state.drivers.get(link.ifindex)
-        kind = driver.name if driver else link.kind
-        if kind:
-            entry["driver"] = kind
-        master = state.links.get(link.master)
-        if master is not None:
-            entry["master"] = master.name
-        entry["wanted"] = wanted[want].copy()
-        entry["effective"] = _effective(state, link, want, effective)
+        entry: dict[str, Any] = {"name": name, "role": want.role} | _place(state, link)
+        if wanted[want]:
+            entry["wanted"] = wanted[want].copy()
+            entry["effective"] = _effective(state, link, want, effective)
         yield entry
+
+
+def _place(state: HostState, link: Link) -> dict[str, str]:
+    """The driver is told by the link's kind where nobody asked for drivers: for software links they are the same."""
+    driver, master = state.drivers.get(link.ifindex), state.links.get(link.master)
+    place = {"driver": driver.name if driver else link.kind, "master": master.name if master else ""}
+    return {name: value for name, value in place.items() if value}
 
 
 def _wanted(want: LinkWant) -> dict[str, Value]:
@@ -72,9 +80,7 @@ def _name(key: str) -> str:
     return key.removeprefix("bridge.")
 
 
-def _effective(
-    state: HostState, link: Link, want: LinkWant, known: dict[tuple[LinkWant, int, int], dict[str, Value]]
-) -> dict[str, Value]:
+def _effective(state: HostState, link: Link, want: LinkWant, known: dict[Shared, dict[str, Value]]) -> dict[str, Value]:
     """What of the wanted is there; what is absent or unreadable is left out. `known` remembers what links share."""
     values: dict[str, Value] = {}
     features = state.features.get(link.ifindex)

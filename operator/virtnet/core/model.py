@@ -18,7 +18,7 @@ Value = bool | int | str
 EMPTY: Mapping[Any, Any] = MappingProxyType({})
 
 
-def _nothing() -> Mapping[Any, Any]:
+def nothing() -> Mapping[Any, Any]:
     """The default of mappings: Python 3.11 takes the unhashable EMPTY itself for a mutable default."""
     return EMPTY
 
@@ -392,9 +392,9 @@ class ModuleState:
     name: str
     status: ModuleStatus
     refcount: int | None = None
-    parameters: Mapping[str, str] = field(default_factory=_nothing)
+    parameters: Mapping[str, str] = field(default_factory=nothing)
     users: tuple[Process, ...] = ()
-    files: Mapping[str, str] = field(default_factory=_nothing)
+    files: Mapping[str, str] = field(default_factory=nothing)
 
 
 @dataclass(frozen=True, slots=True)
@@ -420,12 +420,12 @@ class HostState:
     links: Mapping[int, Link]
     features: Mapping[int, Features | Unreadable]
     feature_names: tuple[str, ...]
-    drivers: Mapping[int, Driver] = field(default_factory=_nothing)
-    rings: Mapping[int, Rings | Unreadable] = field(default_factory=_nothing)
-    channels: Mapping[int, Channels | Unreadable] = field(default_factory=_nothing)
-    rx_frames: Mapping[int, int | Unreadable] = field(default_factory=_nothing)
-    carries: Mapping[int, str] = field(default_factory=_nothing)
-    holders: Mapping[int, tuple[Process, ...]] = field(default_factory=_nothing)
+    drivers: Mapping[int, Driver] = field(default_factory=nothing)
+    rings: Mapping[int, Rings | Unreadable] = field(default_factory=nothing)
+    channels: Mapping[int, Channels | Unreadable] = field(default_factory=nothing)
+    rx_frames: Mapping[int, int | Unreadable] = field(default_factory=nothing)
+    carries: Mapping[int, str] = field(default_factory=nothing)
+    holders: Mapping[int, tuple[Process, ...]] = field(default_factory=nothing)
     module: ModuleState | None = None
 
     def by_name(self, name: str) -> Link | None:
@@ -687,6 +687,6 @@ class Made:
 class Recorded:
     """All that the ledger holds for this boot and namespace. `module` is by `Setting.key`, `made` by link name."""
 
-    links: Mapping[int, LinkRecord] = field(default_factory=_nothing)
-    module: Mapping[str, Entry] = field(default_factory=_nothing)
-    made: Mapping[str, Made] = field(default_factory=_nothing)
+    links: Mapping[int, LinkRecord] = field(default_factory=nothing)
+    module: Mapping[str, Entry] = field(default_factory=nothing)
+    made: Mapping[str, Made] = field(default_factory=nothing)

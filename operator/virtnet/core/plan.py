@@ -7,7 +7,7 @@ attributes, ports, features, what is put back, removals last. One bad setting ne
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from virtnet.core import features as feature_names
 from virtnet.core import links, modules, offloads, restore, select
@@ -33,6 +33,7 @@ from virtnet.core.model import (
     Step,
     Unreadable,
     Value,
+    nothing,
 )
 from virtnet.core.resolve import Creation, Desired, FeatureAsk, FeatureTable, LinkWant, Want
 from virtnet.core.standing import Obstacle, Standing
@@ -56,7 +57,7 @@ class Plan:
     forget_made: tuple[str, ...] = ()
     gone: tuple[int, ...] = ()
     renamed: tuple[Link, ...] = ()
-    reflexes: Mapping[int, tuple[int, int]] = EMPTY
+    reflexes: Mapping[int, tuple[int, int]] = field(default_factory=nothing)
     unmet: frozenset[Setting] = frozenset()
     skipped: tuple[Row, ...] = ()
 

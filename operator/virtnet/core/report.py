@@ -184,7 +184,7 @@ def node_state(
     since = _times(previous, "settings", NEWS, "since")
     worst_first = sorted(found, key=severity, reverse=True)
     _fill(status, "settings", len(found), (_setting(row, since, now) for row in worst_first))
-    links = managed.of(desired, state, {row.subject for row in found})
+    links = managed.of(desired, state, {row.subject.removeprefix("link/") for row in found})
     _fill(status, "links", len(links), managed.entries(state, links))
     status["settings"].sort(key=_display)
     return status

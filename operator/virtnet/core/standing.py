@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from virtnet.core.model import EMPTY, Link, Reason, Setting, Value
+from virtnet.core.model import Link, Reason, Setting, Value, nothing
 
 Obstacle = tuple[Reason, str]
 
@@ -31,11 +31,11 @@ class Standing:
     """
 
     held: str | None = None
-    held_links: Mapping[str, str] = EMPTY
-    contended: Mapping[Setting, str] = EMPTY
-    rolled_back: Mapping[tuple[str, str], str] = EMPTY
-    refused: Mapping[Setting, Refusal] = EMPTY
-    unrecorded: Mapping[Setting, str] = EMPTY
+    held_links: Mapping[str, str] = field(default_factory=nothing)
+    contended: Mapping[Setting, str] = field(default_factory=nothing)
+    rolled_back: Mapping[tuple[str, str], str] = field(default_factory=nothing)
+    refused: Mapping[Setting, Refusal] = field(default_factory=nothing)
+    unrecorded: Mapping[Setting, str] = field(default_factory=nothing)
     allow_mass_removal: bool = False
     touched: frozenset[int | str] = field(init=False, default=frozenset())
     """Targets about which anything at all is known, so that all others are asked nothing."""

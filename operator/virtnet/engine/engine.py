@@ -26,7 +26,7 @@ from virtnet.engine.fights import Fights, Thresholds
 from virtnet.engine.metrics import Metrics
 from virtnet.engine.reflex import FastHost, Monitor, Reflex
 from virtnet.engine.transactions import Transactions
-from virtnet.host import records
+from virtnet.host import records, suspects
 from virtnet.host.state import StateDir
 
 log = logging.getLogger(__name__)
@@ -84,6 +84,7 @@ class Engine:
         self._finished = time.monotonic()
         self._unread: tuple[str, ...] = ()
         self._refusals: dict[Setting, Refusal] = self._read_refusals()
+        self._suspects: dict[Setting, str] = {}
         self._wake = asyncio.Event()
         self._why: dict[str, None] = {}
         self._recent: deque[float] = deque(maxlen=options.rate)
@@ -194,7 +195,7 @@ class Engine:
         return Standing(
             held=node,
             held_links=by_link,
-            contended=self.fights.contended(time.monotonic()),
+            contended=self._named(self.fights.contended(time.monotonic())),
             rolled_back=self.transactions.standing(policies),
             refused=self._refusals,
             allow_mass_removal=allowed,
@@ -210,7 +211,22 @@ class Engine:
             insist = drift.insists(look.desired, policy)
             stopped |= not self.fights.foreign_change(setting, now, insist=insist)
         self.reflex.install(look, [setting for step in look.plan.steps for setting, _ in step.settings])
-        return replace(standing, contended=self.fights.contended(now)) if stopped else standing
+        return replace(standing, contended=self._named(self.fights.contended(now))) if stopped else standing
+
+    def _named(self, fights: Mapping[Setting, str]) -> dict[Setting, str]:
+        """The sentences about fights, with who the other side may be."""
+        self._suspects = {setting: who for setting, who in self._suspects.items() if setting in fights}
+        for setting in fights.keys() - self._suspects.keys():
+            self._suspects[setting] = ", ".join(self._who(setting))
+        return {
+            setting: f"{text}; perhaps by {self._suspects[setting]}" if self._suspects[setting] else text
+            for setting, text in fights.items()
+        }
+
+    def _who(self, setting: Setting) -> tuple[str, ...]:
+        links = self.last.last.state.links if self.last else {}
+        link = links.get(setting.target) if isinstance(setting.target, int) else None
+        return suspects.suspects(link) if link else ()
 
     # --- after it ---
 
@@ -258,7 +274,7 @@ class Engine:
 
     def rows(self, outcome: reconcile.Outcome) -> tuple[Row, ...]:
         """Everything that is not as asked, with what is repaired again and again."""
-        return (*outcome.rows, *_disputed(outcome, self.fights.disputed(time.monotonic())))
+        return (*outcome.rows, *_disputed(outcome, self._named(self.fights.disputed(time.monotonic()))))
 
     def _report(self, outcome: reconcile.Outcome) -> None:
         rows = self.rows(outcome)
