@@ -360,7 +360,10 @@ class _Return:
         return [*self._files(), *self._module()]
 
     def rows(self) -> list[Row]:
-        rows = [_return_row(entry, self.observed, Reason.FOREIGN, _foreign_text(entry)) for entry in self.foreign]
+        rows = [
+            _return_row(entry, self.observed, Reason.FOREIGN, _foreign_text(entry, self.observed))
+            for entry in self.foreign
+        ]
         if self._waits():
             text = (
                 f"{self.observed.name} is in use by {_users(self.observed)}; the original is put back when they let go"
@@ -402,7 +405,7 @@ def _differs(entry: Entry, observed: ModuleState, want: ModuleWant | None) -> bo
     """Whether there is something to put back on this kernel."""
     current = value(observed, entry.setting.key)
     if entry.setting.key == "persist":
-        return current is not None
+        return bool(observed.files)
     if entry.setting.key.startswith(PARAMETER) and want is not None and want.state is ModuleWish.ABSENT:
         return False
     if observed.status in {ModuleStatus.BUILT_IN, ModuleStatus.MISSING} or current is None:
@@ -411,7 +414,8 @@ def _differs(entry: Entry, observed: ModuleState, want: ModuleWant | None) -> bo
 
 
 def _is_foreign(entry: Entry, observed: ModuleState) -> bool:
-    return entry.setting.key != "persist" and value(observed, entry.setting.key) != entry.wanted
+    """Whether it is neither what we set nor the original; for files, whether those that are there lack our mark."""
+    return value(observed, entry.setting.key) != entry.wanted
 
 
 def _number(entry: Entry) -> tuple[str, int]:
@@ -424,7 +428,9 @@ def _path(key: str) -> str:
     return PERSIST_PATH if key == "persist" else STATE_PATH
 
 
-def _foreign_text(entry: Entry) -> str:
+def _foreign_text(entry: Entry, observed: ModuleState) -> str:
+    if entry.setting.key == "persist":
+        return f"{' and '.join(sorted(observed.files))} lost our mark {MARK!r}: left as it is"
     return f"neither ours ({entry.wanted}) nor the original ({entry.original}): left as it is"
 
 
