@@ -1,0 +1,1 @@
+"""Tests against the real kernel, in private network namespaces. The oracles are ethtool, ip and bridge."""
