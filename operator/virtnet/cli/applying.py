@@ -62,8 +62,8 @@ def as_json(outcome: Outcome) -> dict[str, object]:
 
 def show(console: Console, outcome: Outcome, holds: Mapping[str, str], *, done: str, policies: bool) -> None:
     tables.show_holds(console, holds)
-    tables.show_rows(console, "CHANGED", outcome.applied, policies=policies)
-    tables.show_rows(console, "LEFT", report.merge(outcome.rows), policies=policies)
+    tables.show_changes(console, "CHANGED", outcome.applied, policies=policies)
+    tables.show_reasons(console, "LEFT", report.merge(outcome.rows), policies=policies)
     console.print(tables.text(summary(outcome, done)))
 
 

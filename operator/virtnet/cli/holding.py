@@ -27,7 +27,9 @@ def hold(link: str | None, duration: str, place: Where, output: Output) -> int:
     with place.open(write=False) as workplace:
         if link is not None and workplace.host.observe(Interest()).by_name(link) is None:
             terminal.say(f"no link is named {link} now; one that appears under this name is held")
-        until = workplace.hold(link, seconds)
+        workplace.hold(link, seconds)
+        # As it is written, which is how the agent will say it: an end is rounded up to a whole second.
+        until = workplace.holds()[link or EVERYTHING]
         _tell(f"{_what(link)} is held {until}: reported, not changed", workplace, output)
         _wait(workplace, lambda held: f"{link} {until}" in held if link else until in held)
     return 0

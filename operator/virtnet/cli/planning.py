@@ -42,8 +42,8 @@ def as_json(plan: Plan) -> dict[str, object]:
 def show(console: Console, plan: Plan, holds: Mapping[str, str], *, policies: bool) -> None:
     """The plan as tables, in the order in which it would be carried out, and one sentence that sums it up."""
     tables.show_holds(console, holds)
-    tables.show_rows(console, "WOULD CHANGE", plan.pending, policies=policies)
-    tables.show_rows(console, "BLOCKED", report.merge(plan.blocked), policies=policies)
+    tables.show_changes(console, "WOULD CHANGE", plan.pending, policies=policies)
+    tables.show_reasons(console, "BLOCKED", report.merge(plan.blocked), policies=policies)
     console.print(tables.text(summary(len(plan.pending), len(plan.blocked))))
 
 

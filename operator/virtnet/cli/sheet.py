@@ -53,7 +53,7 @@ def show(console: Console, sheet: Sheet) -> None:
 
 def _section(console: Console, heading: str, table: Table) -> None:
     console.print(text(heading, HEADING))
-    console.print(table if table.row_count else _sentence("none"))
+    tables.draw(console, table if table.row_count else _sentence("none"))
     console.print()
 
 
@@ -64,21 +64,20 @@ def _sentence(sentence: str) -> Table:
 
 
 def _records(width: int = NAME) -> Table:
-    """Name, state and MTU of a link, and then as many lines about it as it needs."""
+    """Name and state of a link, and then as many lines about it as it needs."""
     table = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column(width=0)
     table.add_column(width=width, no_wrap=True)
     table.add_column(width=10)
-    table.add_column(justify="right")
     table.add_column(overflow="fold", ratio=1)
     return table
 
 
-def _record(table: Table, link: Data, lines: Iterable[Text]) -> None:
+def _record(table: Table, link: Data, state: Text, lines: Iterable[Text]) -> None:
     first, *others = [line for line in lines if line.plain] or [Text()]
-    table.add_row("", text(link["name"], "bold"), _state(link), text(link["mtu"]), first)
+    table.add_row("", text(link["name"], "bold"), state, first)
     for line in others:
-        table.add_row("", "", "", "", line)
+        table.add_row("", "", "", line)
 
 
 def _state(link: Data) -> Text:
@@ -93,24 +92,24 @@ def _state(link: Data) -> Text:
 def _uplinks(links: Sequence[Data]) -> Table:
     table = _records()
     for link in links:
-        _record(table, link, [_driver(link), _tuning(link), *_offloads(link["offloads"])])
+        _record(table, link, _state(link), [_driver(link), _tuning(link), *_offloads(link["offloads"])])
     return table
 
 
 def _driver(link: Data) -> Text:
     parts = [
+        f"mtu {link['mtu']}",
         " ".join(word for word in (link["driver"], link["version"]) if word),
         f"at {link['bus']}" if link["bus"] else "",
         f"firmware {link['firmware']}" if link["firmware"] else "",
         f"on {link['lower']}" if link["lower"] else "",
         f"in {link['master']}" if link["master"] else "",
     ]
-    return text(", ".join(part for part in parts if part))
+    return tables.listed(parts)
 
 
 def _tuning(link: Data) -> Text:
-    parts = (_amounts("rings", link["rings"]), _amounts("channels", link["channels"]))
-    return text(", ".join(part for part in parts if part))
+    return tables.listed([_amounts("rings", link["rings"]), _amounts("channels", link["channels"])])
 
 
 def _amounts(what: str, found: Mapping[str, Any] | None) -> str:
@@ -149,23 +148,26 @@ def _bridges(links: Sequence[Data]) -> Table:
     table = _records()
     for link in links:
         ports = Text.assemble((f"{'ports':<10}", QUIET), plain(" ".join(link["ports"])) or NOTHING, overflow="fold")
-        _record(table, link, [ports, text(_options(link["options"])), *_offloads(link["offloads"])])
+        _record(table, link, _state(link), [ports, _options(link), *_offloads(link["offloads"])])
     return table
 
 
-def _options(found: Mapping[str, Any]) -> str:
+def _options(link: Data) -> Text:
+    found = link["options"]
     if not found:
-        return ""
+        return Text()
     mask = found["groupForwardMask"]
-    parts = [
-        f"stp {tables.value_word(found['stp'])}",
-        f"forward delay {found['forwardDelaySeconds']:g} s",
-        f"ageing {found['ageingTimeSeconds']:g} s",
-        f"snooping {tables.value_word(found['multicastSnooping'])}",
-        f"vlan filtering {tables.value_word(found['vlanFiltering'])}",
-        *([f"group forward mask {mask:#x}"] if mask else []),
-    ]
-    return ", ".join(parts)
+    return tables.listed(
+        [
+            f"mtu {link['mtu']}",
+            f"stp {tables.value_word(found['stp'])}",
+            f"forward delay {found['forwardDelaySeconds']:g} s",
+            f"ageing {found['ageingTimeSeconds']:g} s",
+            f"snooping {tables.value_word(found['multicastSnooping'])}",
+            f"vlan filtering {tables.value_word(found['vlanFiltering'])}",
+            f"group forward mask {mask:#x}" if mask else "",
+        ]
+    )
 
 
 # --- taps --------------------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ def _options(found: Mapping[str, Any]) -> str:
 def _taps(links: Sequence[Data]) -> Table:
     table = _records()
     for link in links:
-        _record(table, link, [_flags(link), _holder(link)])
+        _record(table, link, _tap_state(link), [_flags(link), _holder(link)])
     return table
 
 
@@ -182,6 +184,7 @@ def _flags(link: Data) -> Text:
     seen = link["offloads"]
     offloads = [f"{key} {tables.value_word(seen[key]['active'])}" for key in ("gro", "gso") if key in seen]
     parts = [
+        f"mtu {link['mtu']}",
         f"in {link['master']}" if link["master"] else "in no bridge",
         f"vnet_hdr {tables.value_word(link['vnetHdr'])}",
         _queues(link),
@@ -190,7 +193,7 @@ def _flags(link: Data) -> Text:
         *offloads,
         "offloads not readable" if "unreadable" in seen else "",
     ]
-    return text(", ".join(part for part in parts if part))
+    return tables.listed(parts)
 
 
 def _queues(link: Data) -> str:
@@ -199,10 +202,17 @@ def _queues(link: Data) -> str:
     return "multi-queue" + (f" ({link['queues']} open)" if link["queues"] else "")
 
 
+def _tap_state(link: Data) -> Text:
+    """A tap has its carrier from the process that holds it."""
+    if not link["up"]:
+        return text("down", QUIET)
+    return text("held", GOOD) if link["held"] else text("free", QUIET)
+
+
 def _holder(link: Data) -> Text:
-    if not link["holders"]:
-        return text("held by a process that cannot be seen from here", SETTLED) if link["held"] else text("free", QUIET)
-    return text("held by " + ", ".join(map(_process, link["holders"])))
+    if link["holders"]:
+        return tables.listed(["held by " + _process(link["holders"][0]), *map(_process, link["holders"][1:])])
+    return text("held by a process that cannot be seen from here", SETTLED) if link["held"] else Text()
 
 
 def _process(found: Data) -> str:
@@ -226,10 +236,11 @@ def _vhost(found: Data | None) -> Table:
     references = found.get("refcount")
     used = f", {tables.count(references, 'reference')}" if references is not None else ""
     table.add_row("", text(_MODULE[found["module"]] + used))
-    if found["parameters"]:
-        table.add_row("", text(", ".join(f"{name}={value}" for name, value in sorted(found["parameters"].items()))))
-    if found["users"]:
-        table.add_row("", text("used by " + ", ".join(found["users"])))
+    parameters = [f"{name}={value}" for name, value in sorted(found.get("parameters", {}).items())]
+    users = found.get("users", ())
+    for line in (tables.listed(parameters), tables.listed([f"used by {users[0]}", *users[1:]] if users else [])):
+        if line:
+            table.add_row("", line)
     return table
 
 
@@ -239,15 +250,15 @@ def _vhost(found: Data | None) -> Table:
 def _policies(console: Console, sheet: Sheet) -> None:
     console.print(text("POLICIES", HEADING))
     if sheet.rows is None:
-        console.print(_sentence("none is known here: name files with --policies"))
+        tables.draw(console, _sentence("none is known here: name files with --policies"))
         return
     table = tables.grid("bold", "")
     for policy in sheet.policies:
         table.add_row("", text(policy.name), _verdict(policy, sheet))
-    console.print(table if table.row_count else _sentence("none"))
+    tables.draw(console, table if table.row_count else _sentence("none"))
     if sheet.rows:
         console.print()
-        tables.show_rows(console, "DIFFERS", sheet.rows, policies=len(sheet.policies) > 1)
+        tables.show_reasons(console, "DIFFERS", sheet.rows, policies=len(sheet.policies) > 1)
 
 
 def _verdict(policy: Policy, sheet: Sheet) -> Text:

@@ -13,7 +13,6 @@ from virtnet.core.model import (
     Features,
     HostState,
     Link,
-    ModuleState,
     Process,
     Rings,
     Unreadable,
@@ -50,18 +49,6 @@ def bridges(state: HostState) -> list[Data]:
 def taps(state: HostState) -> list[Data]:
     """Taps with their flags and who holds them; `held` also where the holder cannot be seen."""
     return [_tap(state, link) for link in _by_name(state) if link.is_tap]
-
-
-def vhost(module: ModuleState | None) -> Data | None:
-    """The shape of the node state's `vhost`."""
-    if module is None:
-        return None
-    return {
-        "module": str(module.status),
-        **({} if module.refcount is None else {"refcount": module.refcount}),
-        "parameters": dict(module.parameters),
-        "users": [str(user) for user in module.users],
-    }
 
 
 def offloads(state: HostState, link: Link) -> Data:
@@ -114,7 +101,7 @@ def _uplink(state: HostState, link: Link) -> Data:
         "driver": driver.name if driver else link.kind,
         "version": driver.version if driver else "",
         "firmware": driver.firmware if driver else "",
-        "bus": link.bus or (driver.bus if driver else ""),
+        "bus": (driver.bus if driver else "") or link.bus,
         "lower": lower.name if lower else None,
         "rings": _rings(state.rings.get(link.ifindex)),
         "channels": _channels(state.channels.get(link.ifindex)),

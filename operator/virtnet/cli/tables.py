@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
@@ -20,10 +20,19 @@ SETTLED = "yellow"
 BAD = "red"
 NOTHING = "–"
 
+GLUE = "\ue000"
+"""A blank at which no line is broken, until it is drawn: rich breaks at Unicode's own. Text of others never has it."""
+
 
 def text(shown: object, style: str = "") -> Text:
     """Printable text; it never wraps in the middle of a word where it can wrap elsewhere."""
     return Text(plain(shown), style, overflow="fold")
+
+
+def listed(parts: Iterable[str], style: str = "") -> Text:
+    """`a, b, c` without the empty parts, broken only after a comma."""
+    glued = (plain(part).replace(" ", GLUE) for part in parts if part)
+    return Text(", ".join(glued), style, overflow="fold")
 
 
 def grid(*styles: str, indent: int = 2) -> Table:
@@ -36,6 +45,14 @@ def grid(*styles: str, indent: int = 2) -> Table:
     return table
 
 
+def draw(console: Console, table: Table) -> None:
+    """Print a table without the blanks that fill its last column up: they would be in every copy of it."""
+    with console.capture() as capture:
+        console.print(table)
+    for line in capture.get().splitlines():
+        console.file.write(line.rstrip().replace(GLUE, " ") + "\n")
+
+
 def show_holds(console: Console, holds: Mapping[str, str]) -> None:
     """The first thing that is said wherever something is held: `holds` is until when, by link, "*" for the node."""
     for name, until in sorted(holds.items()):
@@ -45,15 +62,32 @@ def show_holds(console: Console, holds: Mapping[str, str]) -> None:
         console.print()
 
 
-def show_rows(console: Console, heading: str, rows: Sequence[Row], *, policies: bool = False) -> None:
-    """A headed table of rows; nothing at all when there are none. `policies`: also whose each row is."""
+def show_changes(console: Console, heading: str, rows: Sequence[Row], *, policies: bool = False) -> None:
+    """A headed table of changes, a line each; nothing when there are none. `policies`: also whose each is."""
     if not rows:
         return
     console.print(text(heading, HEADING))
     table = grid("", "", "", "")
     for row in rows:
-        table.add_row("", text(row.subject), text(row.setting), _values(row), _message(row, policies))
-    console.print(table)
+        table.add_row("", text(row.subject), text(row.setting), _values(row), _sentence(row, policies))
+    draw(console, table)
+    console.print()
+
+
+def show_reasons(console: Console, heading: str, rows: Sequence[Row], *, policies: bool = False) -> None:
+    """As `show_changes`, for rows whose sentence says why: it has lines of its own."""
+    if not rows:
+        return
+    console.print(text(heading, HEADING))
+    settings = max(len(plain(row.setting)) for row in rows)
+    values = max(_values(row).cell_len for row in rows)
+    table = grid("", "")
+    for row in rows:
+        head = Text.assemble(f"{plain(row.setting):<{settings}}  ", _values(row), overflow="fold")
+        head.append(" " * (settings + 2 + values - head.cell_len) + "  ")
+        head.append(str(row.reason or "pending"), style_of(row))
+        table.add_row("", text(row.subject), Group(head, _sentence(row, policies)))
+    draw(console, table)
     console.print()
 
 
@@ -78,11 +112,8 @@ def value_word(value: Value | None) -> str:
     return NOTHING if value is None else str(value)
 
 
-def _message(row: Row, policies: bool) -> Text:
-    shown = Text(overflow="fold")
-    if row.reason is not None:
-        shown.append(f"{row.reason}: ", style_of(row))
-    shown.append(plain(row.message))
+def _sentence(row: Row, policies: bool) -> Text:
+    shown = text(row.message)
     if policies and row.policy:
         shown.append(f" ({plain(row.policy)})", QUIET)
     return shown
