@@ -141,19 +141,28 @@ class Outcome:
         return all(row.reason in DONE | {Reason.AUDIT_ONLY, Reason.OVERRIDDEN_BY} for row in self.rows)
 
 
-def look(host: Host, recorded: Recorded, wish: Wish) -> Look:
+@dataclass
+class Memory:
+    """What lets a look at a host that did not change be quick; it may be thrown away at any time."""
+
+    resolution: resolve.Memory = field(default_factory=resolve.Memory)
+    plan: planning.Memory = field(default_factory=planning.Memory)
+
+
+def look(host: Host, recorded: Recorded, wish: Wish, memory: Memory | None = None) -> Look:
     """Observe, resolve and plan; walks /proc only when the plan has to name who is in the way."""
+    memory = memory or Memory()
     interest = _interest(wish.policies, recorded)
-    found = _look(host, recorded, wish, interest)
+    found = _look(host, recorded, wish, interest, memory)
     if any(row.reason is Reason.IN_USE for row in found.plan.blocked):
-        found = _look(host, recorded, wish, replace(interest, users=True))
+        found = _look(host, recorded, wish, replace(interest, users=True), memory)
     return found
 
 
-def _look(host: Host, recorded: Recorded, wish: Wish, interest: Interest) -> Look:
+def _look(host: Host, recorded: Recorded, wish: Wish, interest: Interest, memory: Memory) -> Look:
     state = host.observe(interest)
-    desired = resolve.resolve(wish.policies, wish.node, state)
-    return Look(state, desired, planning.make_plan(desired, state, recorded, wish.standing))
+    desired = resolve.resolve(wish.policies, wish.node, state, memory.resolution)
+    return Look(state, desired, planning.make_plan(desired, state, recorded, wish.standing, memory.plan))
 
 
 def _interest(policies: Iterable[Policy], recorded: Recorded) -> Interest:
@@ -176,17 +185,18 @@ async def run(
     *,
     transact: Transact | None = None,
     review: Review | None = None,
+    memory: Memory | None = None,
 ) -> Outcome:
     """One pass. Raises nothing of the host's: what cannot be done is in the outcome."""
-    work = _Pass(host, ledger, wish, transact)
+    work = _Pass(host, ledger, wish, transact, memory or Memory())
     return await work.run(review)
 
 
 class _Pass:
     """The state of one pass: what was tried, and what came of it."""
 
-    def __init__(self, host: Host, ledger: Ledger, wish: Wish, transact: Transact | None) -> None:
-        self.host, self.ledger, self.wish = host, ledger, wish
+    def __init__(self, host: Host, ledger: Ledger, wish: Wish, transact: Transact | None, memory: Memory) -> None:
+        self.host, self.ledger, self.wish, self.memory = host, ledger, wish, memory
         self.transact = transact or self._without_transaction
         self.tried: dict[Setting, Value | None] = {}
         self.rows: list[Row] = []
@@ -214,7 +224,7 @@ class _Pass:
         return self._outcome(first, last)
 
     def _look(self) -> Look:
-        return look(self.host, self.ledger.recorded, self.wish)
+        return look(self.host, self.ledger.recorded, self.wish, self.memory)
 
     def _was_tried(self, step: Step) -> bool:
         return all(setting in self.tried and self.tried[setting] == value for setting, value in step.settings)

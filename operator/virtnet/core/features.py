@@ -94,7 +94,12 @@ def mask_of(names: Iterable[str], kernel_names: tuple[str, ...]) -> int:
 
 def names_of(mask: int, kernel_names: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the bits in `mask`, in the kernel's order."""
-    return tuple(name for bit, name in enumerate(kernel_names) if mask >> bit & 1)
+    found = []
+    while mask:
+        lowest = mask & -mask
+        found.append(kernel_names[lowest.bit_length() - 1])
+        mask ^= lowest
+    return tuple(found)
 
 
 def nearest(name: str, kernel_names: Iterable[str]) -> str | None:

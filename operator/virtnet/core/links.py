@@ -17,7 +17,6 @@ from virtnet.core.model import (
     HostState,
     Link,
     Policy,
-    Process,
     Reason,
     Ref,
     SetBridgeOptions,
@@ -175,14 +174,15 @@ def _not_enslavable(scene: Scene, link: Link, bridge: str) -> Obstacle | None:
 def _not_reopenable(scene: Scene, link: Link, key: str) -> Obstacle | None:
     if not link.is_tap:
         return Reason.UNSUPPORTED, f"{link.name} is not a tap"
+    held = held_by(scene.state, link)
+    return (Reason.IN_USE, f"{link.name} is held by {held}; {key} can change when it is let go") if held else None
+
+
+def held_by(state: HostState, link: Link) -> str:
+    """Who has a tap open, in words; empty when nobody has."""
     if not link.held:
-        return None
-    holders = scene.state.holders.get(link.ifindex, ())
-    return Reason.IN_USE, f"{link.name} is held by {_processes(holders)}; {key} can change when it is let go"
-
-
-def _processes(processes: tuple[Process, ...]) -> str:
-    return ", ".join(map(str, processes)) or "a process that cannot be seen from here"
+        return ""
+    return ", ".join(map(str, state.holders.get(link.ifindex, ()))) or "a process that cannot be seen from here"
 
 
 _THINGS = {

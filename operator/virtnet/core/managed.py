@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterable, Iterator
 from itertools import islice
-from operator import itemgetter
 from typing import Any, NamedTuple
 
 from virtnet.core import links, offloads
@@ -28,9 +27,6 @@ class Managed(NamedTuple):
     want: LinkWant
 
 
-_ORDER = itemgetter(0, 1)
-
-
 def of(desired: Desired, state: HostState, blocked: Container[str]) -> list[Managed]:
     """The managed links that are there: first those whose names are `blocked`, then by name."""
     found = [
@@ -38,7 +34,7 @@ def of(desired: Desired, state: HostState, blocked: Container[str]) -> list[Mana
         for ifindex, want in desired.links.items()
         if (link := state.links.get(ifindex)) is not None
     ]
-    return sorted(found, key=_ORDER)
+    return sorted(found, key=lambda managed: managed[:2])
 
 
 def entries(state: HostState, managed: Iterable[Managed]) -> Iterator[dict[str, Any]]:
@@ -73,7 +69,11 @@ def _wanted(want: LinkWant) -> dict[str, Value]:
         if unknown.value:
             values.setdefault(unknown.key.removeprefix("feature:"), unknown.value)
     values |= {_name(attr.key): attr.value for attr in want.attrs}
-    return dict(islice(values.items(), MOST_WANTED))
+    return _bounded(values)
+
+
+def _bounded(values: dict[str, Value]) -> dict[str, Value]:
+    return values if len(values) <= MOST_WANTED else dict(islice(values.items(), MOST_WANTED))
 
 
 def _name(key: str) -> str:
@@ -93,7 +93,7 @@ def _effective(state: HostState, link: Link, want: LinkWant, known: dict[Shared,
         value = links.observed_value(state, link, attr.key)
         if value is not None and not isinstance(value, Unreadable):
             values[_name(attr.key)] = value
-    return dict(islice(values.items(), MOST_WANTED))
+    return _bounded(values)
 
 
 def _features_now(table: FeatureTable, features: Features) -> dict[str, Value]:

@@ -1,19 +1,43 @@
 """What differs on one link's offload features; the quick answer is two integer comparisons.
 
-wanted bit differs                        pending: one message sets all of them
-wanted bit is right, active is not        NeedsFeature when a prerequisite is off, else Refused
-no member of the asked name can change    Fixed, unless one has the wanted value
-the kernel has no such name               Unsupported with the nearest name; `false` is satisfied
+    wanted bit differs                        pending: one message sets all of them
+    wanted bit is right, active is not        NeedsFeature when a prerequisite is off, else Refused
+    no member of the asked name can change    Fixed, unless one has the wanted value
+    the kernel has no such name               Unsupported with the nearest name; `false` is satisfied
+
+A thousand links that are wanted alike share one `FeatureTable`; what it means for one kind of driver, and for one set
+of differing bits, is worked out once and kept with it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from virtnet.core import features as feature_names
-from virtnet.core.model import Features, Link, Reason, Row, Unreadable
+from virtnet.core.model import Deletion, Entry, Features, Link, Reason, Ref, Row, SetFeatures, Setting, Step, Unreadable
 from virtnet.core.resolve import FeatureAsk, FeatureTable
+from virtnet.core.standing import Obstacle
+
+
+@dataclass(frozen=True, slots=True)
+class Bit:
+    """One kernel feature that may be set; `key` as in `Setting.key`."""
+
+    name: str
+    key: str
+    mask: int
+    ask: FeatureAsk
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One ask's share of a set of bits."""
+
+    ask: FeatureAsk
+    mask: int
+    names: str
+    bits: tuple[Bit, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,20 +47,42 @@ class Enforced:
     care: int
     value: int
     fixed: tuple[FeatureAsk, ...]
+    bits: tuple[Bit, ...]
     keys: frozenset[str]
+    resetting: int
+    quiet: bool
+    """Whether there is nothing to say when all bits are as asked."""
+    _parts: dict[int, tuple[Part, ...]] = field(default_factory=dict, compare=False, repr=False)
+
+    def parts(self, mask: int) -> tuple[Part, ...]:
+        """The bits of `mask` by the ask that owns them, winners first."""
+        found = self._parts.get(mask)
+        if found is None:
+            by_ask: dict[FeatureAsk, list[Bit]] = {}
+            for bit in self.bits:
+                if bit.mask & mask:
+                    by_ask.setdefault(bit.ask, []).append(bit)
+            found = self._parts[mask] = tuple(_part(ask, bits) for ask, bits in by_ask.items())
+        return found
+
+
+def _part(ask: FeatureAsk, bits: list[Bit]) -> Part:
+    return Part(ask, sum(bit.mask for bit in bits), ", ".join(bit.name for bit in bits), tuple(bits))
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """`mask` and `value` are what to set; `pending` are the asks behind it; `rows` are what cannot be had, and why."""
+    """`steps` set what can be set; `rows` say what cannot be had, and why; `unmet` are bits that something stops."""
 
-    mask: int = 0
-    value: int = 0
-    pending: tuple[FeatureAsk, ...] = ()
+    steps: tuple[Step, ...] = ()
     rows: tuple[Row, ...] = ()
+    unmet: tuple[Setting, ...] = ()
 
 
 NOTHING = Difference()
+
+Obstacles = Callable[[Bit, bool, bool], Obstacle | None]
+"""(bit, wanted, current) -> what stands in the way of setting it."""
 
 
 def enforced(table: FeatureTable, features: Features) -> Enforced:
@@ -51,9 +97,16 @@ def enforced(table: FeatureTable, features: Features) -> Enforced:
 
 def _enforced(table: FeatureTable, changeable: int, active: int) -> Enforced:
     care = table.care & changeable
+    index = feature_names.index(table.names)
+    bits = tuple(
+        Bit(name, f"feature:{name}", 1 << index[name], ask)
+        for ask in table.asks
+        for name in feature_names.names_of(ask.won & care, table.names)
+    )
     fixed = tuple(ask for ask in table.asks if ask.won and _is_fixed(ask, changeable, active))
-    keys = frozenset(f"feature:{name}" for name in feature_names.names_of(care, table.names))
-    return Enforced(care, table.value & care, fixed, keys)
+    quiet = not (fixed or any(want.value for want in table.unknown) or any(ask.lost for ask in table.asks))
+    resetting = care & feature_names.mask_of(feature_names.MAY_RESET, table.names)
+    return Enforced(care, table.value & care, fixed, bits, frozenset(bit.key for bit in bits), resetting, quiet)
 
 
 def _is_fixed(ask: FeatureAsk, changeable: int, active: int) -> bool:
@@ -61,30 +114,111 @@ def _is_fixed(ask: FeatureAsk, changeable: int, active: int) -> bool:
     return not ask.mask & changeable and not has_wanted_value
 
 
-def is_as_asked(table: FeatureTable, features: Features) -> bool:
+def is_as_asked(wish: Enforced, features: Features) -> bool:
     """The quick answer, for links on which nothing has to be said either."""
-    wish = enforced(table, features)
-    wrong = ((features.wanted ^ wish.value) | (features.active ^ wish.value)) & wish.care
-    return not (wrong or wish.fixed)
+    return wish.quiet and not ((features.wanted ^ wish.value) | (features.active ^ wish.value)) & wish.care
 
 
-def diff(link: Link, table: FeatureTable, features: Features | Unreadable) -> Difference:
-    """What to set on this link, and what to say."""
+def reflex(wish: Enforced, link: Link) -> int:
+    """The bits that may be repaired without a transaction: on hardware, not those whose change may reset the link."""
+    return wish.care & ~wish.resetting if link.physical else wish.care
+
+
+def entries(wish: Enforced, link: Link, features: Features, deletion: Callable[[str], Deletion]) -> Iterator[Entry]:
+    """The ledger's entries: the wanted bit of each asked feature that can be changed, never of dragged ones."""
+    for bit in wish.bits:
+        original = bool(features.wanted & bit.mask)
+        yield Entry(Setting(link.ifindex, bit.key), original, bit.ask.wanted, bit.ask.policy, deletion(bit.ask.policy))
+
+
+def diff(
+    link: Link,
+    table: FeatureTable,
+    features: Features | Unreadable,
+    stands: Obstacles | None = None,
+    waits: Callable[[FeatureAsk], Obstacle | None] | None = None,
+) -> Difference:
+    """What to set on this link, and what to say.
+
+    `stands` says what stands in the way of a bit, `waits` what an ask waits for whose change may reset the link.
+    """
     if isinstance(features, Unreadable):
         return Difference(rows=tuple(_unreadable(link, table, features)))
     wish = enforced(table, features)
     mask = (features.wanted ^ wish.value) & wish.care
     wrong = (features.active ^ wish.value) & wish.care & ~mask
-    if not (mask or wrong or wish.fixed or table.unknown or any(ask.lost for ask in table.asks)):
+    if wish.quiet and not (mask or wrong):
         return NOTHING
     rows = [
         *_unknown(link, table),
         *(_fixed(link, ask) for ask in wish.fixed),
         *_overridden(link, table, features),
-        *_not_effective(link, table, features, wrong, mask & wish.value),
+        *_not_effective(link, wish, table, features, wrong, mask & wish.value),
     ]
-    pending = tuple(ask for ask in table.asks if ask.won & mask)
-    return Difference(mask, wish.value & mask, pending, tuple(rows))
+    stopped = _stopped(link, wish, features, mask, stands, waits)
+    for bit, (reason, text) in stopped.items():
+        mask &= ~bit.mask
+        rows.append(_row(link, bit.ask, bool(features.active & bit.mask), reason, text))
+    unmet = tuple(Setting(link.ifindex, bit.key) for bit in stopped)
+    return Difference(_steps(link, wish, features, mask), tuple(dict.fromkeys(rows)), unmet)
+
+
+def _stopped(
+    link: Link,
+    wish: Enforced,
+    features: Features,
+    mask: int,
+    stands: Obstacles | None,
+    waits: Callable[[FeatureAsk], Obstacle | None] | None,
+) -> dict[Bit, Obstacle]:
+    """The bits of `mask` that must not be set now, and why."""
+    found: dict[Bit, Obstacle] = {}
+    resetting = wish.resetting if link.physical else 0
+    if stands is None and not (resetting & mask and waits):
+        return found
+    for bit in wish.bits:
+        if not bit.mask & mask:
+            continue
+        obstacle = stands(bit, bit.ask.wanted, bool(features.wanted & bit.mask)) if stands else None
+        if obstacle is None and waits is not None and bit.mask & resetting:
+            obstacle = waits(bit.ask)
+        if obstacle:
+            found[bit] = obstacle
+    return found
+
+
+# --- steps -------------------------------------------------------------------------------------------------
+
+
+def _steps(link: Link, wish: Enforced, features: Features, mask: int) -> tuple[Step, ...]:
+    """One message for the link; what may reset hardware goes apart, in a transaction of its policy."""
+    resetting = wish.resetting & mask if link.physical else 0
+    steps = [_step(link, wish, features, wish.parts(mask & ~resetting), False)] if mask & ~resetting else []
+    by_policy: dict[str, list[Part]] = {}
+    for part in wish.parts(resetting) if resetting else ():
+        by_policy.setdefault(part.ask.policy, []).append(part)
+    steps += [_step(link, wish, features, tuple(parts), True) for parts in by_policy.values()]
+    return tuple(steps)
+
+
+def _step(link: Link, wish: Enforced, features: Features, parts: tuple[Part, ...], risky: bool) -> Step:
+    mask = 0
+    for part in parts:
+        mask |= part.mask
+    return Step(
+        SetFeatures(Ref(link.name, link.ifindex), mask, wish.value & mask),
+        tuple([(Setting(link.ifindex, bit.key), part.ask.wanted) for part in parts for bit in part.bits]),
+        tuple([_pending(link, part, features) for part in parts]),
+        parts[0].ask.policy,
+        risky=risky,
+        wait_carrier=risky and link.carrier,
+    )
+
+
+def _pending(link: Link, part: Part, features: Features) -> Row:
+    word = "on" if part.ask.wanted else "off"
+    current = actual(part.ask, features, part.mask)
+    return _row(link, part.ask, current, None, f"turn {part.names} {word}")
 
 
 def actual(ask: FeatureAsk, features: Features, mask: int) -> bool:
@@ -93,22 +227,10 @@ def actual(ask: FeatureAsk, features: Features, mask: int) -> bool:
     return on == mask if ask.wanted else bool(on)
 
 
-def pending_row(link: Link, ask: FeatureAsk, table: FeatureTable, features: Features, mask: int) -> Row:
-    """The row of an ask whose bits in `mask` will be set."""
-    names = ", ".join(feature_names.names_of(ask.won & mask, table.names))
-    word = "on" if ask.wanted else "off"
-    return Row(
-        f"link/{link.name}",
-        ask.path,
-        ask.wanted,
-        actual(ask, features, ask.won & mask),
-        None,
-        f"turn {names} {word}",
-        ask.policy,
-    )
+# --- what cannot be had ------------------------------------------------------------------------------------
 
 
-def _row(link: Link, ask: FeatureAsk, current: bool | None, reason: Reason, message: str) -> Row:
+def _row(link: Link, ask: FeatureAsk, current: bool | None, reason: Reason | None, message: str) -> Row:
     return Row(f"link/{link.name}", ask.path, ask.wanted, current, reason, message, ask.policy)
 
 
@@ -129,10 +251,9 @@ def _unknown(link: Link, table: FeatureTable) -> Iterator[Row]:
 
 
 def _fixed(link: Link, ask: FeatureAsk) -> Row:
-    word = "on" if not ask.wanted else "off"
-    return _row(
-        link, ask, not ask.wanted, Reason.FIXED, f"{ask.name} is fixed {word} on {link.name}: its driver lacks it"
-    )
+    word = "off" if ask.wanted else "on"
+    text = f"{ask.name} is fixed {word} on {link.name}: its driver lacks it"
+    return _row(link, ask, not ask.wanted, Reason.FIXED, text)
 
 
 def _overridden(link: Link, table: FeatureTable, features: Features) -> Iterator[Row]:
@@ -142,27 +263,28 @@ def _overridden(link: Link, table: FeatureTable, features: Features) -> Iterator
         if not lost:
             continue
         names = ", ".join(feature_names.names_of(lost, table.names))
-        why = ask.because or f"policy {ask.winner} wants it {'off' if ask.wanted else 'on'}"
-        text = f"{names}: {why}" if not ask.because else f"{why}, as policy {ask.winner} wants"
+        opposite = "off" if ask.wanted else "on"
+        text = f"{names}: policy {ask.winner} wants it {opposite}"
+        if ask.because:
+            text = f"{ask.because}, as policy {ask.winner} wants"
         yield _row(link, ask, bool(features.active & lost), Reason.OVERRIDDEN_BY, text)
 
 
-def _not_effective(link: Link, table: FeatureTable, features: Features, wrong: int, turning_on: int) -> Iterator[Row]:
-    """Bits that were asked for and that the kernel or driver keeps otherwise."""
-    for ask in table.asks:
-        bits = ask.won & wrong
-        if not bits:
-            continue
-        names = feature_names.names_of(bits, table.names)
+def _not_effective(
+    link: Link, wish: Enforced, table: FeatureTable, features: Features, wrong: int, turning_on: int
+) -> Iterator[Row]:
+    """Bits that were asked for and that the kernel or driver keeps otherwise; what this plan turns on may free them."""
+    for part in wish.parts(wrong) if wrong else ():
+        ask = part.ask
+        names = [bit.name for bit in part.bits]
         needed = _missing(names, features.active | turning_on, table.names) if ask.wanted else None
-        current = actual(ask, features, bits)
         if needed:
-            text = f"{', '.join(names)} needs {' or '.join(needed)}, which is off on {link.name}"
-            yield _row(link, ask, current, Reason.NEEDS_FEATURE, text)
-        elif not turning_on or not ask.wanted:
+            text = f"{part.names} needs {' or '.join(needed)}, which is off on {link.name}"
+            yield _row(link, ask, actual(ask, features, part.mask), Reason.NEEDS_FEATURE, text)
+        elif not (turning_on and ask.wanted):
             state = "off" if ask.wanted else "on"
-            text = f"the driver of {link.name} keeps {', '.join(names)} {state} although it was asked otherwise"
-            yield _row(link, ask, current, Reason.REFUSED, text)
+            text = f"the driver of {link.name} keeps {part.names} {state} although it was asked otherwise"
+            yield _row(link, ask, actual(ask, features, part.mask), Reason.REFUSED, text)
 
 
 def _missing(names: Iterable[str], active: int, known: tuple[str, ...]) -> tuple[str, ...] | None:

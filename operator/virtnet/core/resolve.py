@@ -19,6 +19,7 @@ from virtnet.core import features as feature_names
 from virtnet.core import modules, select
 from virtnet.core.model import (
     EMPTY,
+    Driver,
     HostState,
     Interest,
     Link,
@@ -132,6 +133,10 @@ class Desired:
     audits: tuple[Desired, ...] = ()
 
 
+Section = tuple[int, str, str]
+"""(position of the policy, section, detail): what one policy's section asks of a link it selects."""
+
+
 def precedence(policy: Policy) -> tuple[int, str, str]:
     """Sorts winners first. A policy without a creation time is as old as any other: the name decides."""
     return (-policy.priority, policy.created, policy.name)
@@ -172,22 +177,43 @@ def _asks_for_module(policy: Policy) -> bool:
     return vhost.state is not ModuleWish.UNMANAGED or bool(vhost.parameters) or vhost.mode is VhostMode.REQUIRED
 
 
-def resolve(policies: Iterable[Policy], node: Node, observed: HostState) -> Desired:
+@dataclass(slots=True)
+class Memory:
+    """What the resolution before found, for the same inputs; it may be thrown away at any time.
+
+    `wants` are the shared `LinkWant` of each combination of sections: while the policies stay the same so do they.
+    """
+
+    asked: tuple[tuple[Policy, ...], tuple[str, ...]] = ((), ())
+    wants: dict[tuple[str, tuple[Section, ...]], LinkWant] = field(default_factory=dict)
+    links: Mapping[int, Link] | None = None
+    drivers: Mapping[int, Driver] | None = None
+    desired: Desired | None = None
+
+
+def resolve(policies: Iterable[Policy], node: Node, observed: HostState, memory: Memory | None = None) -> Desired:
     """What the policies want of what was observed, all conflicts decided."""
     chosen = on_node(policies, node)
+    memory = memory or Memory()
+    asked = (chosen, observed.feature_names)
+    if memory.asked != asked:
+        memory.asked, memory.desired = asked, None
+        memory.wants.clear()
+    if memory.desired is not None and memory.links is observed.links and memory.drivers == observed.drivers:
+        return memory.desired
     topology = select.Topology.of(observed.links, observed.drivers)
     enforced = [policy for policy in chosen if policy.mode is Mode.ENFORCE]
-    audited = [policy for policy in chosen if policy.mode is Mode.AUDIT]
-    desired = _Resolver(enforced, topology, observed.feature_names).desired()
+    desired = _Resolver(enforced, topology, observed.feature_names, memory, "").desired()
     audits = tuple(
-        _Resolver([_first(policy), *enforced], topology, observed.feature_names).desired().only(policy.name)
-        for policy in audited
+        _Resolver([_first(policy), *enforced], topology, observed.feature_names, memory, policy.name)
+        .desired()
+        .only(policy.name)
+        for policy in chosen
+        if policy.mode is Mode.AUDIT
     )
-    return replace(
-        desired.whole(),
-        policies={policy.name: policy for policy in chosen},
-        audits=audits,
-    )
+    found = replace(desired.whole(), policies={policy.name: policy for policy in chosen}, audits=audits)
+    memory.links, memory.drivers, memory.desired = observed.links, observed.drivers, found
+    return found
 
 
 def _first(policy: Policy) -> Policy:
@@ -196,15 +222,15 @@ def _first(policy: Policy) -> Policy:
 
 # --- one resolution ----------------------------------------------------------------------------------------
 
-Section = tuple[int, str, str]
-"""(position of the policy, section, detail): what one policy's section asks of a link it selects."""
-
 
 class _Resolver:
     """Resolves one list of policies, winners first, against one topology."""
 
-    def __init__(self, policies: list[Policy], topology: select.Topology, names: tuple[str, ...]) -> None:
+    def __init__(
+        self, policies: list[Policy], topology: select.Topology, names: tuple[str, ...], memory: Memory, audit: str
+    ) -> None:
         self.policies, self.topology, self.names = policies, topology, names
+        self.memory, self.audit = memory, audit
         self.sections: dict[int, list[Section]] = {}
         self.creations: dict[str, Creation] = {}
         self.rows: list[Row] = []
@@ -212,12 +238,12 @@ class _Resolver:
     def desired(self) -> _Resolved:
         for position, policy in enumerate(self.policies):
             self._collect(position, policy)
-        shared: dict[tuple[Section, ...], LinkWant] = {}
+        shared = self.memory.wants
         links = {}
         for ifindex, sections in self.sections.items():
-            key = tuple(sections)
+            key = (self.audit, tuple(sections))
             if key not in shared:
-                shared[key] = self._link_want(key)
+                shared[key] = self._link_want(key[1])
             links[ifindex] = shared[key]
         module, module_rows = module_want(self.policies)
         rows = (*self.rows, *module_rows)

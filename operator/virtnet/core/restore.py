@@ -9,7 +9,7 @@ an Audit policy now wants it          frozen: no repair, no restore, the origina
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from virtnet.core import features as feature_names
@@ -221,7 +221,9 @@ def removals(desired: Desired, scene: Scene, recorded: Recorded, frozen: Frozen)
                 forget.append(name)
             else:
                 deleted.append((link, made))
-    policies = tuple(sorted(_owners(recorded) - desired.policies.keys() - frozen.policies))
+    leaving = _releasing(released) | {made.policy for _, made in deleted}
+    leaving |= {entry.policy for entry in recorded.module.values()}
+    policies = tuple(sorted(leaving - desired.policies.keys() - frozen.policies))
     return Removals(tuple(released), tuple(deleted), policies, tuple(gone), tuple(forget))
 
 
@@ -240,12 +242,12 @@ def brake(found: Removals, desired: Desired, recorded: Recorded) -> list[Row]:
         f"{found.count} removals at once, of {managed} links and policies managed here: everything stays as it is; "
         "allow it with --allow-mass-removal"
     )
-    owners = found.policies or sorted({made.policy for _, made in found.deleted} | set(_releasing(found)))
+    owners = found.policies or sorted({made.policy for _, made in found.deleted} | _releasing(found.released))
     return [Row(f"policy/{name}", "deletionPolicy", None, None, Reason.TOO_MUCH_AT_ONCE, text, name) for name in owners]
 
 
-def _releasing(found: Removals) -> set[str]:
-    return {entry.policy for _, record in found.released for entry in record.entries.values()}
+def _releasing(released: Iterable[tuple[Link, LinkRecord]]) -> set[str]:
+    return {entry.policy for _, record in released for entry in record.entries.values()}
 
 
 def deletions(found: Removals, scene: Scene, recorded: Recorded) -> tuple[list[Step], list[Row]]:
@@ -268,11 +270,8 @@ def deletions(found: Removals, scene: Scene, recorded: Recorded) -> tuple[list[S
 
 def _not_removable(link: Link, ours: set[int], scene: Scene, recorded: Recorded) -> links.Obstacle | None:
     if link.is_tap:
-        if not link.held:
-            return None
-        holders = scene.state.holders.get(link.ifindex, ())
-        who = ", ".join(map(str, holders)) or "a process"
-        return Reason.IN_USE, f"{link.name} is held by {who}; it is removed when it is let go"
+        held = links.held_by(scene.state, link)
+        return (Reason.IN_USE, f"{link.name} is held by {held}; it is removed when it is let go") if held else None
     foreign = [
         port.name
         for port in scene.topology.ports.get(link.ifindex, ())

@@ -84,6 +84,7 @@ class Engine:
         self._finished = time.monotonic()
         self._unread: tuple[str, ...] = ()
         self._refusals: dict[Setting, Refusal] = self._read_refusals()
+        self._memory = reconcile.Memory()
         self._suspects: dict[Setting, str] = {}
         self._wake = asyncio.Event()
         self._why: dict[str, None] = {}
@@ -185,7 +186,9 @@ class Engine:
     async def _pass(self) -> reconcile.Outcome:
         assert self.policies is not None
         wish = reconcile.Wish(self.policies, self.node, self._standing())
-        return await reconcile.run(self.host, self.ledger, wish, transact=self.transactions, review=self._review)
+        return await reconcile.run(
+            self.host, self.ledger, wish, transact=self.transactions, review=self._review, memory=self._memory
+        )
 
     def _standing(self) -> Standing:
         policies = self.policies or ()
