@@ -145,8 +145,9 @@ class Reflex:
         """Read one link and put right what drifted."""
         entry = self._entries.get(ifindex)
         if entry is None:
-            if self._look is not None and ifindex in self._look.desired.links:
-                self.wake("a link changed")
+            want = self._look.desired.links.get(ifindex) if self._look else None
+            if want is not None and want.features is not None:
+                self.wake("a feature changed")
             return
         try:
             features = self.host.read_features(ifindex)
