@@ -217,7 +217,9 @@ VHOST = [
     Case("a parameter", {"vhost": {"module": {"parameters": {"experimental_zcopytx": 1}}}}),
     Case("a parameter of two", {"vhost": {"module": {"parameters": {"experimental_zcopytx": 2}}}}, "0 to 1", BY_SCHEMA),
     Case("another parameter", {"vhost": {"module": {"parameters": {"zcopytx": 1}}}}, "no field 'zcopytx'", BY_SCHEMA),
-    Case("a mode in small letters", {"vhost": {"mode": "required"}}, "write Auto, Required or Disabled", BY_SCHEMA),
+    Case(
+        "a vhost mode in small letters", {"vhost": {"mode": "required"}}, "write Auto, Required or Disabled", BY_SCHEMA
+    ),
     Case("polling", {"vhost": {"pollMicroseconds": 0}}),
 ]
 

@@ -17,6 +17,8 @@ from virtnet.errors import PolicyError
 from virtnet.kube.places import Loc, path, shown
 
 DEEPEST = 64
+MOST_VALUES = 50_000
+"""Names and values in a file; people write a tenth of that. It bounds how long a reader can be held up."""
 LONGEST_NUMBER = 20
 """Characters of the longest whole number that is read: a 64-bit one has no more."""
 
@@ -63,19 +65,28 @@ def parse(text: str, file: str, loader: type[Any] = LOADER) -> tuple[list[Docume
     documents: list[Document] = []
     errors: list[PolicyError] = []
     try:
-        for event in (events := yaml.parse(text, Loader=loader)):
+        for event in (events := _bounded(yaml.parse(text, Loader=loader), file)):
             if isinstance(event, yaml.DocumentStartEvent):
                 documents.append(_Reader(events, file, errors).document())
     except PolicyError as error:
         errors.append(error)
     except yaml.MarkedYAMLError as error:
-        errors.append(PolicyError(f"this is not YAML: {error.problem}", file=file, line=_line_of(error.problem_mark)))
+        line = min(_line_of(error.problem_mark), max(1, len(text.splitlines())))  # it may point behind the end
+        errors.append(PolicyError(f"this is not YAML: {error.problem}", file=file, line=line))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         errors.append(PolicyError("a control character stands here: take it out", file=file, line=line))
     except OverflowError:  # PyYAML's own scanner at "\UFFFFFFFF"; libyaml says it properly
         errors.append(PolicyError("this is not YAML: an escape code that is no character", file=file))
     return documents, errors
+
+
+def _bounded(events: Iterator[Any], file: str) -> Iterator[Any]:
+    for number, event in enumerate(events):
+        if number > MOST_VALUES:
+            says = f"there are more than {MOST_VALUES} names and values in it: split it"
+            raise PolicyError(says, file=file, line=_line_of(event.start_mark))
+        yield event
 
 
 def _line_of(mark: Any) -> int:
@@ -131,14 +142,14 @@ class _Reader:
         return found
 
     def key(self, event: Any, loc: Loc) -> str:
-        lines, self.lines = self.lines, {}
-        key = self.value(event, loc)
-        self.lines = lines
+        text = event.value if isinstance(event, yaml.ScalarEvent) else "?"
+        here = (*loc, text)
+        key = self.value(event, here)
         if isinstance(key, str):
             return key
-        if loc not in self.faulty:
-            self.refuse(event, loc, f"write the name {shown(key)} in quotes, as a text")
-        return shown(key)
+        if here not in self.faulty:
+            self.refuse(event, here, f"write the name {shown(key)} in quotes, as a text")
+        return str(text)
 
     def sequence(self, loc: Loc) -> list[Any]:
         found: list[Any] = []

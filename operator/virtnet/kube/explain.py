@@ -105,6 +105,7 @@ _SENTENCES: Mapping[str, Callable[[ErrorDetails], str]] = {
     "list_type": _write("a list"),
     "enum": _choice,
     "literal_error": _choice,
+    "too_long": lambda detail: f"write at most {detail['ctx']['max_length']}",
     "string_too_short": lambda detail: "write at least one character",
     "string_too_long": lambda detail: f"write at most {detail['ctx']['max_length']} characters",
 }

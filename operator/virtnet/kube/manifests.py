@@ -27,7 +27,7 @@ LARGEST = 1 << 20
 """Bytes of the largest file that is read: etcd takes no larger object either."""
 
 MOST_ERRORS = 100
-"""Errors that are told of one object."""
+"""Errors that are told of one file."""
 
 SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 STDIN = "-"
@@ -83,12 +83,19 @@ def read(data: bytes, file: str) -> Reading:
     found, errors = documents.parse(text, file)
     manifests = []
     for document, loc, value in _objects(found):
-        manifest, faults = _read_object(document, loc, value, file)
-        manifests += [manifest] if manifest else []
-        errors += faults
+        if len(errors) <= MOST_ERRORS:
+            manifest, faults = _read_object(document, loc, value, file)
+            manifests += [manifest] if manifest else []
+            errors += faults
     if not errors and all(document.value is None for document in found):
         errors.append(PolicyError("there is no policy in it: write one, or remove the file", file=file))
-    return join([Reading(tuple(manifests), tuple(sorted(errors, key=lambda error: error.line)))])
+    return join([Reading(tuple(manifests), tuple(_bounded(errors, file)))])
+
+
+def _bounded(errors: list[PolicyError], file: str) -> Iterator[PolicyError]:
+    yield from sorted(errors, key=lambda error: error.line)[:MOST_ERRORS]
+    if len(errors) > MOST_ERRORS:
+        yield PolicyError(f"there are more than {MOST_ERRORS} errors: the others are not listed", file=file)
 
 
 def join(readings: Iterable[Reading]) -> Reading:
@@ -172,10 +179,7 @@ def _read_object(document: Document, at: Loc, value: Any, file: str) -> tuple[Ma
         if policy and not any(place[: len(at)] == at for place in document.faulty):
             manifest = Manifest(policy, file, document.line((*at, "metadata", "name")))
     except ValidationError as error:
-        found = explain.problems(error)
-        faults = list(islice(found, MOST_ERRORS))
-        if next(found, None):
-            faults.append(explain.Problem((), f"more than {MOST_ERRORS} faults: the others are not listed"))
+        faults = list(islice(explain.problems(error), MOST_ERRORS + 1))
     placed = ((*at, *fault.loc) for fault in faults)
     return manifest, [
         PolicyError(fault.sentence, file=file, line=document.line(loc), field=places.path(loc))

@@ -66,7 +66,10 @@ class Obeys:
         return value
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self._checked, handler(source))
+        inner = handler(source)
+        if longest := self.schema.get("maxItems") or self.schema.get("maxProperties"):
+            inner = {**inner, "max_length": longest}  # before the items are judged: there could be very many
+        return core_schema.no_info_after_validator_function(self._checked, inner)
 
     def __get_pydantic_json_schema__(
         self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
@@ -186,7 +189,9 @@ def _repeated(values: Iterable[Any]) -> Iterator[Loc]:
 def distinct(longest: int, shortest: int = 0) -> Obeys:
     """A list of at most `longest` texts, each once: a set to the API server, which refuses repetitions itself."""
     once = Rule("it stands here twice: write it once", "", _repeated)
-    return Obeys(once, *_sizes(shortest, longest), **_items(shortest, longest), **{"x-kubernetes-list-type": "set"})
+    some = rule("write at least one, or leave the field out", "", lambda value: len(value) >= shortest)
+    bounds = {"maxItems": longest, **({"minItems": shortest} if shortest else {})}
+    return Obeys(once, some, **bounds, **{"x-kubernetes-list-type": "set"})
 
 
 def distinct_by(key: str, longest: int) -> Obeys:
@@ -197,22 +202,12 @@ def distinct_by(key: str, longest: int) -> Obeys:
 
     once = Rule("it stands here twice: write it once", "", breaches)
     merged = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
-    return Obeys(once, *_sizes(0, longest), maxItems=longest, **merged)
+    return Obeys(once, maxItems=longest, **merged)
 
 
 def at_most(longest: int) -> Obeys:
     """A list of at most `longest` items that is replaced as a whole."""
-    return Obeys(*_sizes(0, longest), maxItems=longest, **{"x-kubernetes-list-type": "atomic"})
-
-
-def _sizes(shortest: int, longest: int) -> tuple[Rule, ...]:
-    some = rule("write at least one, or leave the field out", "", lambda value: len(value) >= shortest)
-    few = rule(f"write at most {longest}", "", lambda value: len(value) <= longest)
-    return some, few
-
-
-def _items(shortest: int, longest: int) -> dict[str, int]:
-    return {"maxItems": longest, **({"minItems": shortest} if shortest else {})}
+    return Obeys(maxItems=longest, **{"x-kubernetes-list-type": "atomic"})
 
 
 # --- offloads ----------------------------------------------------------------------------------------------
