@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from virtnet.core import model
+from virtnet.kube import manifests
 
 ROOT = Path(__file__).parents[2]
 SOURCES = ROOT / "operator"
@@ -180,6 +181,13 @@ def sections(text: str, mark: str) -> list[tuple[str, str]]:
 def test_links_in_the_documents_lead_somewhere(path: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)", path.read_text())
     assert not [t for t in targets if "://" not in t and not (path.parent / t).exists()]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_a_policy_shown_in_a_document_is_accepted(path: Path) -> None:
+    for shown in re.findall(r"^```yaml\n(.*?)^```", path.read_text(), re.M | re.S):
+        reading = manifests.read(shown.encode(), path.name)
+        assert (reading.errors, len(reading.policies)) == ((), 1)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
