@@ -25,7 +25,7 @@ from tests.flow.judge import Judge
 from tests.flow.ledger import MemoryLedger
 from tests.flow.machine import Device
 from virtnet import errors
-from virtnet.core import modules
+from virtnet.core import features, modules
 from virtnet.core.model import (
     Change,
     CreateBridge,
@@ -124,6 +124,23 @@ class FakeHost:
 
     def ref(self, name: str) -> Ref:
         return Ref(name, self.machine.named(name).link.ifindex)
+
+    def names(self) -> list[str]:
+        return sorted(device.link.name for device in self.machine.devices.values())
+
+    def words(self, name: str) -> set[str]:
+        """The words of one link's line."""
+        return set(self.line(name).split())
+
+    def ask(self, name: str, *settings: str) -> SetFeatures:
+        """The change that asks a link for "+tso", "-rx-gro" and the like."""
+        mask = value = 0
+        for setting in settings:
+            members = features.members(setting[1:], setting[0] == "+", rules.FEATURE_NAMES)
+            assert members is not None, f"no feature {setting}"
+            mask |= members
+            value |= members if setting[0] == "+" else 0
+        return SetFeatures(self.ref(name), mask, value)
 
     # --- what a test can arrange ---------------------------------------------------------------------------
 

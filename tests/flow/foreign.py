@@ -15,10 +15,10 @@ class Foreign:
         self._machine = machine
 
     def set_feature(self, link: str, name: str, on: bool) -> None:
-        """`ethtool -K LINK NAME on|off`, by short or kernel name."""
+        """`ethtool -K LINK NAME on|off`: its short names mean every member, also tx-tcp-mangleid-segmentation."""
         device = self._machine.named(link)
-        mask = features.members(name, on, rules.FEATURE_NAMES)
-        assert mask is not None, f"no feature {name}"
+        mask = features.mask_of(features.SHORT.get(name, (name,)), rules.FEATURE_NAMES)
+        assert mask, f"no feature {name}"
         self._machine.set_features(device, mask, mask if on else 0)
 
     def add(self, line: str) -> None:

@@ -116,7 +116,7 @@ def of_bridge(asked: int, ports: Iterable[int]) -> int:
     features = asked & ~ONE_FOR_ALL
     for active in actives:
         features = _increment(features, active, asked)
-    return _increment(features, ALL_TSO, asked)
+    return _increment(features, ALL_TSO | ALL_FOR_ALL, asked)
 
 
 def _increment(features: int, one: int, asked: int) -> int:
@@ -146,7 +146,7 @@ class Profile:
 
     @property
     def physical(self) -> bool:
-        return bool(self.driver.bus)
+        return not self.kind and bool(self.driver.bus)
 
 
 def start(on: str, off: str = "", fixed_on: str = "", refuses: int = 0, unnamed: int = 0) -> Features:
