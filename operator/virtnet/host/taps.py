@@ -8,6 +8,7 @@ opener of a single-queue tap gets EBUSY, and a name that does not exist is made.
 from __future__ import annotations
 
 import array
+import ctypes
 import errno
 import fcntl
 import os
@@ -158,10 +159,16 @@ def _flags(tap: int) -> int:
 
 
 def _set_ids(tap: int, owner: int | None, group: int | None) -> None:
-    if owner is not None:
-        fcntl.ioctl(tap, TUNSETOWNER, owner)
-    if group is not None:
-        fcntl.ioctl(tap, TUNSETGROUP, group)
+    for request, number in ((TUNSETOWNER, owner), (TUNSETGROUP, group)):
+        if number is not None:
+            fcntl.ioctl(tap, request, _id(number))
+
+
+def _id(number: int) -> int:
+    """A user or group id as the C int that fcntl passes on; the largest means "none" to the kernel."""
+    if not 0 <= number < 0xFFFFFFFF:
+        raise Refused(f"{number} is no user or group id")
+    return ctypes.c_int(number).value
 
 
 def _set_up(kernel: socket.socket, name: str) -> None:
