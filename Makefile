@@ -23,7 +23,7 @@ help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 demo: $(READY) tools  ## the whole story in the terminal, in a namespace of its own
-	@$(BIN)/python -m virtnet.cli.demo
+	@$(BIN)/python scripts/demo.py
 
 test: check unit flow kernel lab  ## everything, from fast to slow: what continuous integration runs
 

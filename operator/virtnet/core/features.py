@@ -38,8 +38,11 @@ SHORT: Mapping[str, tuple[str, ...]] = {
 }
 """Every short name of the API and the kernel features that it means."""
 
-NOT_ASKED_BY_TRUE: Mapping[str, frozenset[str]] = {"tso": frozenset({"tx-tcp-mangleid-segmentation"})}
-"""Members that a short name's `true` leaves alone: mangling IP ids is never what "tso on" means."""
+NOT_ASKED_BY_TRUE: Mapping[str, frozenset[str]] = {
+    "tso": frozenset({"tx-tcp-mangleid-segmentation", "tx-tcp-accecn-segmentation"})
+}
+"""Members that a short name's `true` leaves alone: mangling IP ids is never what "tso on" means, and AccECN is off on
+every bridge with a tap, because no guest can negotiate it."""
 
 MAY_RESET = frozenset({"rx-lro", "rx-ntuple-filter", "rx-vlan-hw-parse", "rx-hashing", "rx-gro-hw", "rx-checksum"})
 """Features whose change can make a hardware driver reset its link."""
@@ -51,11 +54,10 @@ _SG = ("tx-scatter-gather",)
 NEEDS: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "tx-tcp-segmentation": (_SG, _CHECKSUM4),
     "tx-tcp6-segmentation": (_SG, _CHECKSUM6),
-    "tx-tcp-ecn-segmentation": (_SG, ("tx-tcp-segmentation",)),
+    "tx-tcp-ecn-segmentation": (_SG, ("tx-tcp-segmentation", "tx-tcp6-segmentation", "tx-tcp-mangleid-segmentation")),
     "tx-tcp-mangleid-segmentation": (_SG, ("tx-tcp-segmentation",)),
-    "tx-tcp-accecn-segmentation": (_SG, ("tx-tcp-segmentation",)),
     "tx-generic-segmentation": (_SG,),
-    "tx-udp-segmentation": (_SG, _CHECKSUM4),
+    "tx-udp-segmentation": (_CHECKSUM4, _CHECKSUM6),
     "tx-udp-fragmentation": (_SG, _CHECKSUM4),
     "rx-gro-hw": (("rx-checksum",),),
     "tls-hw-rx-offload": (("rx-checksum",),),
