@@ -133,11 +133,16 @@ def _parameters(directory: Path) -> Iterator[tuple[str, str]]:
 def _files(name: str, root: str) -> Iterator[tuple[str, str]]:
     """Our two files, for those that exist. What cannot be read as a plain file has no mark, so it is not ours."""
     for path in (modules.load_file(name), modules.rule_file(name)):
-        target = _below(root, path)
-        if target.is_symlink():
-            yield path, ""
-        elif target.exists():
-            yield path, _raw(target) or ""
+        content = _content(_below(root, path))
+        if content is not None:
+            yield path, content
+
+
+def _content(target: Path) -> str | None:
+    """None when nothing is there; "" for what is no plain readable file (a link's content is another file's)."""
+    if not os.path.lexists(target):
+        return None
+    return "" if target.is_symlink() else _raw(target) or ""
 
 
 def _text(path: Path) -> str | None:
@@ -261,12 +266,8 @@ def _below(root: str, path: str) -> Path:
 
 def _our_content(target: Path) -> str | None:
     """What our file says; None when there is none. Anything else of that name is `Refused`."""
-    if target.is_symlink():
-        raise Refused(f"{target} is a symbolic link, not a file of ours: left alone")
-    if not target.exists():
-        return None
-    content = _raw(target) or ""
-    if not modules.is_ours(content):
+    content = _content(target)
+    if content is not None and not modules.is_ours(content):
         raise Refused(f"{target} lacks the line {modules.MARK!r}, so it is not ours: left alone")
     return content
 
