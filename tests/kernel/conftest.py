@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from virtnet.host import LinuxHost
 
 from tests.kernel.playground import Playground, open_playground
+from virtnet.host import LinuxHost
 
 
 @pytest.fixture

@@ -16,6 +16,17 @@ from virtnet.host import namespaces
 from virtnet.host.namespaces import Namespace
 
 SECONDS = 30
+KERNEL_NAMES = {
+    "rx-checksumming": "rx-checksum",
+    "generic-segmentation-offload": "tx-generic-segmentation",
+    "generic-receive-offload": "rx-gro",
+    "large-receive-offload": "rx-lro",
+    "rx-vlan-offload": "rx-vlan-hw-parse",
+    "tx-vlan-offload": "tx-vlan-hw-insert",
+    "ntuple-filters": "rx-ntuple-filter",
+    "receive-hashing": "rx-hashing",
+}
+"""ethtool's own names for single features (off_flag_def in its common.c); its other names are sums or the kernel's."""
 _numbers = itertools.count(1)
 
 
@@ -51,9 +62,9 @@ class Playground:
         return child
 
     def ethtool(self, name: str) -> dict[str, dict[str, bool]]:
-        """What `ethtool --json -k` says: feature -> {active, fixed, requested}."""
+        """What `ethtool --json -k` says: feature -> {active, fixed, requested}, by kernel name."""
         (found,) = json.loads(self.run(f"ethtool --json -k {name}"))
-        return {feature: bits for feature, bits in found.items() if isinstance(bits, dict)}
+        return {KERNEL_NAMES.get(key, key): bits for key, bits in found.items() if isinstance(bits, dict)}
 
     def links(self) -> dict[str, dict[str, Any]]:
         """What `ip -j -d link` says, by name."""

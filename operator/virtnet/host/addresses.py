@@ -15,6 +15,7 @@ from virtnet.host.netlink import Connection
 GETADDR, GETROUTE, GETNEXTHOP = 22, 26, 106
 _IFADDR = struct.Struct("=BBBBI")  # family, prefix length, flags, scope, ifindex
 _ROUTE = struct.Struct("=BBBBBBBBI")  # family, dst_len, src_len, tos, table, protocol, scope, type, flags
+_NHMSG_BYTES = 8  # struct nhmsg
 _NEXTHOP_BYTES = 8  # struct rtnexthop: length, flags, hops, ifindex
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_MULTIPATH = 1, 4, 5, 9
@@ -26,7 +27,7 @@ RTPROT_KERNEL, RTN_UNICAST, RTM_F_CLONED = 2, 1, 0x200
 def carried(connection: Connection) -> dict[int, str]:
     """Why a link must not be enslaved, by ifindex: "address 192.0.2.1/24", "route 10.0.0.0/8 via 192.0.2.254"."""
     found: dict[int, str] = {}
-    for ifindex, text in (*_addresses(connection), *_routes(connection)):
+    for ifindex, text in (*_addresses(connection), *_routes(connection), *_next_hops(connection)):
         found.setdefault(ifindex, text)
     return found
 
@@ -47,6 +48,14 @@ def _routes(connection: Connection) -> Iterator[tuple[int, str]]:
         body = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
         for reply in connection.dump(GETROUTE, body, "list the routes"):
             yield from _route(family, reply)
+
+
+def _next_hops(connection: Connection) -> Iterator[tuple[int, str]]:
+    """Next-hop objects: with net.ipv4.nexthop_compat_mode=0 routes name only their number (fib_dump_info)."""
+    for reply in connection.dump(GETNEXTHOP, bytes(_NHMSG_BYTES), "list the next hops"):
+        at = {kind: reply[start:end] for kind, start, end in netlink.attributes(reply, _NHMSG_BYTES, len(reply))}
+        if NHA_OIF in at:
+            yield netlink.integer(at[NHA_OIF], 0, 4), f"next hop {netlink.integer(at[NHA_ID], 0, 4)}"
 
 
 def _route(family: int, reply: bytes) -> Iterator[tuple[int, str]]:

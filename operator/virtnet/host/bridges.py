@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from virtnet.core.model import Ref, Value
-from virtnet.errors import HostError, Refused
+from virtnet.errors import Gone, HostError, Refused
 from virtnet.host import links, netlink
 from virtnet.host.netlink import Connection
 
@@ -28,10 +28,12 @@ def create(connection: Connection, name: str) -> None:
     """Make a bridge that is up. A bridge of that name is success and left as it is; another kind of link is Refused."""
     try:
         links.create(connection, name, "bridge")
-    except Refused:
-        found = links.find(connection, Ref(name, 0))  # EEXIST; when nothing is there the name itself was refused
-        if found.kind != "bridge":
-            raise Refused(f"cannot make bridge {name}: a link of that name exists and is no bridge") from None
+    except Refused as refused:
+        kind = _kind_of(connection, name)
+        if kind is None:
+            raise  # not the name was taken: it is no name, or the kernel has no bridges
+        if kind != "bridge":
+            raise Refused(f"cannot make bridge {name}: a link of that name exists and is no bridge") from refused
 
 
 def set_options(connection: Connection, ref: Ref, options: tuple[tuple[str, Value], ...]) -> None:
@@ -45,6 +47,13 @@ def set_options(connection: Connection, ref: Ref, options: tuple[tuple[str, Valu
             failed.append(error)
     if failed:
         raise type(failed[0])("; ".join(map(str, failed)))
+
+
+def _kind_of(connection: Connection, name: str) -> str | None:
+    try:
+        return links.find(connection, Ref(name, 0)).kind
+    except Gone:
+        return None
 
 
 def _order(option: tuple[str, Value]) -> int:

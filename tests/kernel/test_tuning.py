@@ -1,0 +1,126 @@
+"""Queue counts, rx-frames and drivers on links that this kernel has without hardware; ring sizes: tests/lab."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from tests.kernel.playground import Playground
+from tests.kernel.test_links import as_ref, named
+from virtnet import errors
+from virtnet.core import model
+from virtnet.core.model import Channels, Driver, Interest
+from virtnet.host import LinuxHost
+
+LINKS = (
+    "link add v0 numtxqueues 4 numrxqueues 4 type veth peer name v1",
+    "link add br0 type bridge",
+    "tuntap add t0 mode tap",
+    "tuntap add t1 mode tap multi_queue",
+)
+
+
+def counts(shown: str) -> list[dict[str, int]]:
+    """`ethtool -l`: the maximums, then what is set."""
+    halves = re.split("Current hardware settings:", shown)
+    return [{key: int(value) for key, value in re.findall(r"^(\w+):\s+(\d+)$", half, re.M)} for half in halves]
+
+
+def test_queue_counts_are_read_as_ethtool_shows_them(playground: Playground, host: LinuxHost) -> None:
+    playground.batch(*LINKS)
+    state = host.observe(Interest(channels=True))
+    for name in ("v0", "v1", "t0", "t1"):
+        most, now = counts(playground.run(f"ethtool -l {name}"))
+        found = state.channels[named(host, name).ifindex]
+        assert isinstance(found, Channels)
+        assert (found.rx or 0, found.tx or 0, found.combined or 0) == (
+            now.get("RX", 0),
+            now.get("TX", 0),
+            now.get("Combined", 0),
+        )
+        assert (found.rx_max or 0, found.tx_max or 0, found.combined_max or 0) == (
+            most.get("RX", 0),
+            most.get("TX", 0),
+            most.get("Combined", 0),
+        )
+
+
+def test_links_without_queue_counts_or_rings_are_absent(playground: Playground, host: LinuxHost) -> None:
+    playground.batch(*LINKS)
+    state = host.observe(Interest(channels=True, rings=True, rx_frames=True))
+    bridge, veth = named(host, "br0").ifindex, named(host, "v0").ifindex
+    assert bridge not in state.channels
+    assert veth not in state.rings
+    assert bridge not in state.rx_frames
+
+
+def test_queue_counts_are_set(playground: Playground, host: LinuxHost) -> None:
+    playground.batch(*LINKS)
+    for _ in range(2):
+        host.apply(model.SetChannels(as_ref(named(host, "v0")), rx=2, tx=3))
+        _, now = counts(playground.run("ethtool -l v0"))
+        assert (now["RX"], now["TX"]) == (2, 3)
+
+
+def test_more_queues_than_the_link_has_are_refused_in_the_kernels_words(
+    playground: Playground, host: LinuxHost
+) -> None:
+    playground.batch(*LINKS)
+    with pytest.raises(errors.Refused, match="cannot set the queue counts of v0: requested channel count exceeds"):
+        host.apply(model.SetChannels(as_ref(named(host, "v0")), rx=99))
+
+
+def test_rx_frames_of_a_tap_are_set_and_read(playground: Playground, host: LinuxHost) -> None:
+    playground.batch(*LINKS)
+    for _ in range(2):
+        host.apply(model.SetRxFrames(as_ref(named(host, "t0")), 10))
+        assert re.search(r"^rx-frames:\s+10$", playground.run("ethtool -c t0"), re.M)
+    state = host.observe(Interest(rx_frames=True))
+    assert state.rx_frames[named(host, "t0").ifindex] == 10
+    assert state.rx_frames[named(host, "t1").ifindex] == 0
+
+
+def test_more_rx_frames_than_a_tap_can_gather_are_clamped_and_read_as_clamped(
+    playground: Playground, host: LinuxHost
+) -> None:
+    playground.batch(*LINKS)
+    host.apply(model.SetRxFrames(as_ref(named(host, "t0")), 100))
+    assert host.observe(Interest(rx_frames=True)).rx_frames[named(host, "t0").ifindex] == 64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda ref: model.SetRxFrames(ref, 3),
+        lambda ref: model.SetRings(ref, rx=256),
+        lambda ref: model.SetChannels(ref, combined=2),
+    ],
+)
+def test_what_a_bridge_does_not_have_is_not_supported(playground: Playground, host: LinuxHost, change) -> None:  # type: ignore[no-untyped-def]
+    playground.batch(*LINKS)
+    with pytest.raises(errors.NotSupported, match="of br0"):
+        host.apply(change(as_ref(named(host, "br0"))))
+
+
+def test_nothing_asked_is_nothing_done(playground: Playground, host: LinuxHost) -> None:
+    playground.batch(*LINKS)
+    host.apply(model.SetRings(as_ref(named(host, "br0"))))
+
+
+def test_drivers_are_read_as_ethtool_shows_them(playground: Playground, host: LinuxHost) -> None:
+    playground.batch(*LINKS)
+    state = host.observe(Interest(drivers=True))
+    assert named(host, "lo").ifindex not in state.drivers
+    for name in ("v0", "br0", "t0"):
+        shown = dict(re.findall(r"^([\w-]+): ?(.*)$", playground.run(f"ethtool -i {name}"), re.M))
+        found = state.drivers[named(host, name).ifindex]
+        assert found == Driver(shown["driver"], shown["version"], shown["bus-info"], shown["firmware-version"])
+
+
+def test_the_driver_of_a_reused_index_is_read_again(playground: Playground, host: LinuxHost) -> None:
+    playground.batch(*LINKS)
+    index = named(host, "v0").ifindex
+    assert host.observe(Interest(drivers=True)).drivers[index].name == "veth"
+    playground.batch("link del v0", f"link add other index {index} type bridge")
+    assert host.observe(Interest(drivers=True)).drivers[index].name == "bridge"
