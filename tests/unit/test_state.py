@@ -8,6 +8,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -24,6 +25,7 @@ from virtnet.core import model
 from virtnet.core.model import Change, CreateTap, Identity, Ref, SetBridgeOptions, SetFeatures, SetMaster, Setting
 from virtnet.errors import LedgerError, StateBusy, UsageError
 from virtnet.host import codec, records
+from virtnet.host import state as states
 from virtnet.host.records import EVERYTHING, CachedPolicy, Holds, Pending, Refusal, RolledBack
 from virtnet.host.state import StateDir
 
@@ -96,18 +98,43 @@ def test_a_directory_that_others_can_write_is_refused(tmp_path: Path, mode: int)
         StateDir(tmp_path).prepare()
 
 
-def test_a_directory_or_symbolic_link_of_another_user_is_refused(tmp_path: Path) -> None:
-    if os.geteuid():
-        pytest.skip("needs root")
-    (tmp_path / "mine").mkdir(mode=0o700)
-    (tmp_path / "link").symlink_to(tmp_path / "mine")
-    StateDir(tmp_path / "link").prepare()
-    os.chown(tmp_path / "link", 12345, -1, follow_symlinks=False)
-    with pytest.raises(UsageError, match="symbolic link of user 12345"):
-        StateDir(tmp_path / "link").prepare()
-    os.chown(tmp_path / "mine", 12345, -1)
-    with pytest.raises(UsageError, match="belongs to user 12345"):
-        StateDir(tmp_path / "mine").prepare()
+def status(kind: int, owner: int, mode: int = 0o700) -> os.stat_result:
+    return os.stat_result((kind | mode, 1, 1, 1, owner, owner, 0, 0, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("link", "there", "why"),
+    [
+        (status(stat.S_IFDIR, 0), status(stat.S_IFDIR, 0), ""),
+        (status(stat.S_IFDIR, 1000), status(stat.S_IFDIR, 1000), ""),
+        (status(stat.S_IFLNK, 0, 0o777), status(stat.S_IFDIR, 1000), ""),
+        (status(stat.S_IFDIR, 7), status(stat.S_IFDIR, 7), "belongs to user 7; use a directory of your own"),
+        (status(stat.S_IFLNK, 7), status(stat.S_IFDIR, 0), "is a symbolic link of user 7; use a directory of your own"),
+        (
+            status(stat.S_IFLNK, 0),
+            status(stat.S_IFDIR, 7),
+            "leads to a directory of user 7; use a directory of your own",
+        ),
+        (status(stat.S_IFLNK, 0), status(stat.S_IFDIR, 0, 0o770), "is writable by others (mode 0770); make it 0700"),
+    ],
+)
+def test_a_directory_that_somebody_else_can_change_is_not_trusted(
+    link: os.stat_result, there: os.stat_result, why: str
+) -> None:
+    assert states.distrust(link, there, user=1000) == why
+
+
+def test_a_symbolic_link_of_our_own_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir(mode=0o700)
+    (tmp_path / "state").symlink_to("elsewhere")
+    StateDir(tmp_path / "state").prepare()
+    assert names(tmp_path / "elsewhere") == {"volatile"}
+
+
+def test_a_symbolic_link_that_leads_nowhere_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "state").symlink_to("elsewhere")
+    with pytest.raises(LedgerError, match="No such file or directory"):
+        StateDir(tmp_path / "state").prepare()
 
 
 def test_a_file_in_the_place_of_the_directory_is_an_error_in_one_sentence(tmp_path: Path) -> None:

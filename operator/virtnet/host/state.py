@@ -15,7 +15,7 @@ from typing import Any
 
 from virtnet.errors import LedgerError, StateBusy, UsageError
 
-__all__ = ["DEFAULT", "StateDir", "replace_file"]
+__all__ = ["DEFAULT", "StateDir", "distrust", "replace_file"]
 
 DEFAULT = Path("/var/lib/virtnet")
 VOLATILE = "volatile"
@@ -63,17 +63,12 @@ class StateDir:
                 _make(self.volatile)
 
     def _check(self) -> None:
-        link = self.path.lstat()
-        if stat.S_ISLNK(link.st_mode) and not _trusted(link):
-            raise UsageError(f"{self.path} is a symbolic link of user {link.st_uid}; use a directory of your own")
-        there = self.path.stat()
+        link, there = self.path.lstat(), self.path.stat()
         if not stat.S_ISDIR(there.st_mode):
             raise LedgerError(f"{self.path} is not a directory")
-        if not _trusted(there):
-            raise UsageError(f"{self.path} belongs to user {there.st_uid}; use a directory of your own")
-        if there.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            mode = stat.S_IMODE(there.st_mode)
-            raise UsageError(f"{self.path} is writable by others (mode {mode:04o}); make it 0700")
+        why = distrust(link, there, os.geteuid())
+        if why:
+            raise UsageError(f"{self.path} {why}")
 
     # --- who holds it ---
 
@@ -271,8 +266,19 @@ def _make(path: Path) -> None:
         parent.mkdir(mode=0o700, exist_ok=True)
 
 
-def _trusted(owner: os.stat_result) -> bool:
-    return owner.st_uid in (0, os.geteuid())
+def distrust(link: os.stat_result, there: os.stat_result, user: int) -> str:
+    """Why `user` must not keep state in a directory, as the rest of a sentence; empty when nothing speaks against it.
+
+    `link` is the directory itself or the symbolic link that leads to it (lstat), `there` what it leads to (stat).
+    """
+    if link.st_uid not in (0, user):
+        what = "is a symbolic link of" if stat.S_ISLNK(link.st_mode) else "belongs to"
+        return f"{what} user {link.st_uid}; use a directory of your own"
+    if there.st_uid not in (0, user):
+        return f"leads to a directory of user {there.st_uid}; use a directory of your own"
+    if there.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"is writable by others (mode {stat.S_IMODE(there.st_mode):04o}); make it 0700"
+    return ""
 
 
 def _write_pid(fd: int, text: str) -> None:
