@@ -15,11 +15,12 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from virtnet import __version__, errors
 from virtnet.cli import logs
-from virtnet.engine.engine import Engine, Options
+from virtnet.core import report
+from virtnet.engine.engine import Engine, Options, timestamp
 from virtnet.engine.fights import Thresholds
 from virtnet.engine.workplace import STATUS, Workplace
 from virtnet.kube.directory import PolicyDirectory
@@ -44,9 +45,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = argparse.ArgumentParser(
-        prog="virtnet run", description="Keep this host as the policies in a directory say, until stopped."
-    )
+    found = _Parser(prog="virtnet run", description="Keep this host as the policies in a directory say, until stopped.")
     add = found.add_argument
     add("--policies", required=True, metavar="DIR", help="directory of *.yaml, *.yml and *.json policy files")
     add("--netns", metavar="NAME", help="work in this network namespace, as `ip netns` names it")
@@ -60,6 +59,13 @@ def parser() -> argparse.ArgumentParser:
     add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     _add_thresholds(found)
     return found
+
+
+class _Parser(argparse.ArgumentParser):
+    """Ends with 1 on a wrong command line, as every command here does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(1, f"{self.prog}: {message} ({self.prog} --help shows how)\n")
 
 
 def _add_thresholds(found: argparse.ArgumentParser) -> None:
@@ -153,9 +159,12 @@ async def _in_namespace(arguments: argparse.Namespace, stop: asyncio.Event) -> N
             for notice in place.notices:
                 log.warning(notice)
             directory.first_look()
-            _complain(directory)
-            engine.set_policies(directory.policies, directory.unread)
-            await _serve(arguments, engine, directory, place, stop)
+            _take(engine, directory)
+            try:
+                await _serve(arguments, engine, directory, place, stop)
+            except errors.Gone as error:
+                _write_status(place, report.lost(engine.status or {}, str(error), timestamp()))
+                raise
 
 
 async def _serve(
@@ -183,8 +192,7 @@ async def _follow(engine: Engine, directory: PolicyDirectory, place: Workplace) 
         await asyncio.sleep(LOOK_SECONDS)
         place.namespace.check()
         if directory.look():
-            _complain(directory)
-            engine.set_policies(directory.policies, directory.unread)
+            _take(engine, directory)
         engine.check_holds()
 
 
@@ -196,9 +204,11 @@ async def _site_when_ready(listen: str, engine: Engine) -> Any:
     return site.start(listen, engine)
 
 
-def _complain(directory: PolicyDirectory) -> None:
+def _take(engine: Engine, directory: PolicyDirectory) -> None:
     for sentence in directory.unread:
         log.error(sentence)
+    if directory.policies is not None:
+        engine.set_policies(directory.policies, directory.unread)
 
 
 def _write_status(place: Workplace, status: Mapping[str, Any]) -> None:

@@ -276,6 +276,13 @@ def _released(released: bool) -> _Condition:
     return _Condition("Released", False, "NotReleased", "the policies are in force")
 
 
+def lost(previous: Mapping[str, Any], sentence: str, now: str) -> dict[str, Any]:
+    """The status reported before, now that the host it speaks of cannot be reached any more."""
+    ready = _Condition("Ready", False, str(Reason.MISSING), sentence)
+    others = [entry for entry in _items(previous, "conditions") if entry.get("type") != "Ready"]
+    return {**previous, "conditions": [*_dated([ready], now, previous), *others]}
+
+
 def _dated(conditions: Iterable[_Condition], now: str, previous: Mapping[str, Any] | None) -> list[dict[str, str]]:
     """As metav1.Condition: the time is that of the last change of `status`."""
     times = _times(previous, "conditions", ("type", "status"), "lastTransitionTime")

@@ -202,13 +202,6 @@ class Removals:
 
 def removals(desired: Desired, scene: Scene, recorded: Recorded, frozen: Frozen) -> Removals:
     """What this pass would stop managing."""
-    released, gone = [], []
-    for ifindex, record in recorded.links.items():
-        link = scene.state.links.get(ifindex)
-        if link is None or (is_other_link(record, link) and ifindex not in desired.links):
-            gone.append(ifindex)
-        elif ifindex not in desired.links and record.entries.keys() - frozen.keys(ifindex):
-            released.append((link, record))
     wanted = {creation.name for creation in desired.creations} | frozen.made
     deleted, forget = [], []
     for name, made in recorded.made.items():
@@ -221,6 +214,14 @@ def removals(desired: Desired, scene: Scene, recorded: Recorded, frozen: Frozen)
                 forget.append(name)
             else:
                 deleted.append((link, made))
+    doomed = {link.ifindex for link, _ in deleted}
+    released, gone = [], []
+    for ifindex, record in recorded.links.items():
+        link = scene.state.links.get(ifindex)
+        if link is None or (is_other_link(record, link) and ifindex not in desired.links):
+            gone.append(ifindex)
+        elif ifindex not in desired.links and ifindex not in doomed and record.entries.keys() - frozen.keys(ifindex):
+            released.append((link, record))
     leaving = _releasing(released) | {made.policy for _, made in deleted}
     leaving |= {entry.policy for entry in recorded.module.values()}
     policies = tuple(sorted(leaving - desired.policies.keys() - frozen.policies))

@@ -290,7 +290,7 @@ class Engine:
             outcome.last.desired,
             outcome.last.state,
             rows,
-            now=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            now=timestamp(),
             previous=self.status,
             agent=self.agent,
             held=held,
@@ -320,6 +320,11 @@ class Engine:
             len(outcome.rows),
             seconds * 1000,
         )
+
+
+def timestamp() -> str:
+    """The present time as RFC 3339, to the second."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
 def _may_pass(outcome: reconcile.Outcome) -> bool:

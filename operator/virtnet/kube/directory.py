@@ -26,8 +26,10 @@ class PolicyDirectory:
 
     def __init__(self, path: str, state: StateDir) -> None:
         self.path, self.state = path, state
-        self.policies: tuple[Policy, ...] = ()
+        self.policies: tuple[Policy, ...] | None = None
+        """None: nothing was ever read here, and the directory cannot be read now. That is not "no policies"."""
         self.unread: tuple[str, ...] = ()
+        self._known = state.read_json(records.POLICIES) is not None
         self._good: dict[str, records.CachedPolicy] = dict(records.read_policies(state))
         self._read: Signature | None = None
         self._seen: Signature | None = None
@@ -77,7 +79,10 @@ class PolicyDirectory:
             self.refuse_if_open_to_all()
             files = manifests.files_in(self.path)
         except (PolicyError, UsageError) as error:
-            self._take(self._cached(), [f"{error}; the policies last read there stay in force"])
+            if self._known:
+                self._take(self._cached(), [f"{error}; the policies last read there stay in force"])
+            else:
+                self.unread = (f"{error}; no policies were ever read there, so nothing is changed",)
             return
         readings, complaints, good = [], [], {}
         for path in files:
@@ -87,7 +92,7 @@ class PolicyDirectory:
             readings.append(reading)
             if text is not None:
                 good[name] = records.CachedPolicy(text)
-        self._good = good
+        self._good, self._known = good, True
         joined = manifests.join(readings)
         known = {id(error) for reading in readings for error in reading.errors}
         complaints += [str(error) for error in joined.errors if id(error) not in known]
