@@ -7,8 +7,8 @@ ethtool       its netlink family                     offloads, tuning  features;
 taps          /dev/net/tun                           processes         who holds taps and vhost devices
 addresses     what enslaving would cut off           modules           kernel modules and their files
 events        what the kernel tells by itself        ledger, journal   what we changed; its file of lines
-state         the state directory, who holds it     records, codec    what is remembered in it, and its JSON form
-probes        what must still work after a change    gateways, names   asking a router; host names to addresses
+state         the state directory, who holds it      records, codec   what is remembered in it, and its JSON form
+probes        what must still work after a change   gateways, names  asking a router; host names to addresses
 """
 
 from __future__ import annotations
