@@ -21,7 +21,10 @@ Netns = Annotated[
     str | None, typer.Option("--netns", metavar="NAME", help="Network namespace, as `ip netns` names them.")
 ]
 State = Annotated[
-    Path | None, typer.Option("--state-dir", metavar="DIR", help="Where originals are kept; default /var/lib/virtnet.")
+    Path | None,
+    typer.Option(
+        "--state-dir", metavar="DIR", readable=False, help="Where originals are kept; default /var/lib/virtnet."
+    ),
 ]
 NodeName = Annotated[
     str | None, typer.Option("--node-name", metavar="NAME", help="Name of this node; default: the host name.")

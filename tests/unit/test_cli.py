@@ -1,0 +1,208 @@
+"""Arguments, errors and exit codes of the commands, as far as no host is needed; help is quick."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import virtnet
+from virtnet.__main__ import main
+
+SOURCES = Path(__file__).parents[2] / "operator"
+COMMANDS = ("inspect", "plan", "apply", "run", "release", "hold", "unhold", "crds", "version")
+GOOD = """\
+apiVersion: virtnet.dev/v1alpha1
+kind: VirtioNetworkPolicy
+metadata: {name: lan}
+spec: {bridge: {name: br0}}
+"""
+BAD = """\
+apiVersion: virtnet.dev/v1alpha1
+kind: VirtioNetworkPolicy
+metadata: {name: wan}
+spec:
+  priority: high
+  bridge:
+    nam: br0
+"""
+
+
+def python(program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    command = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment, check=False)
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    assert [line.split()[0] for line in shown.partition("Commands:\n")[2].splitlines()] == list(COMMANDS)
+    assert "..." not in shown.partition("Commands:\n")[2]
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "Commands:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("run", "crds", "version")])
+def test_every_command_that_touches_the_host_says_where_it_looks(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert {"--netns", "--state-dir", "--output"} <= set(shown.replace(",", " ").split())
+
+
+def test_the_version_is_shown_either_way(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["version"]) == 0
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"virtnet {virtnet.__version__}\n" * 2
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["plan"],
+        ["plan", "--fast", "x.yaml"],
+        ["plan", "-o", "xml", "x.yaml"],
+        ["destroy"],
+        ["hold", "--for", "soon"],
+        ["hold", "--for", "90d"],
+        ["hold", ""],
+        ["unhold", "*"],
+        ["plan", "/nonexistent/policy.yaml"],
+        ["inspect", "--node-label", "zone"],
+        ["inspect", "--policies", "/nonexistent"],
+    ],
+)
+def test_a_mistake_of_the_user_is_one_line_and_exit_code_1(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+
+
+def test_every_fault_of_every_file_is_said_with_its_place(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, bad, worse = tmp_path / "good.yaml", tmp_path / "bad.yaml", tmp_path / "worse.yaml"
+    good.write_text(GOOD)
+    bad.write_text(BAD)
+    worse.write_bytes(b"\0\1\2")
+    assert main(["apply", str(good), str(bad), str(worse)]) == 1
+    out, err = capsys.readouterr()
+    places = [line.split(": ")[:2] for line in err.splitlines()]
+    assert [f"{bad}:5", "spec.priority"] in places
+    assert [f"{bad}:7", "spec.bridge.nam"] in places
+    assert any(place[0] == str(worse) for place in places)
+    assert out == ""
+
+
+def test_the_definitions_are_written_or_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["crds", "--output", str(tmp_path / "new" / "crds")]) == 0
+    files = sorted((tmp_path / "new" / "crds").iterdir())
+    assert [file.name for file in files] == [
+        "virtionetworknodestates.virtnet.dev.yaml",
+        "virtionetworkpolicies.virtnet.dev.yaml",
+    ]
+    assert capsys.readouterr().out == ""
+    assert main(["crds"]) == 0
+    assert capsys.readouterr().out.count("kind: CustomResourceDefinition\n") == 2
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").touch()
+    assert main(["crds", "--output", str(tmp_path / "file")]) == 1
+    assert "cannot be written" in capsys.readouterr().err
+
+
+def test_help_needs_neither_tables_nor_models_nor_the_engine_and_is_quick() -> None:
+    program = "import sys; from virtnet.__main__ import main; main(['--help']); print(*sys.modules)"
+    loaded = python(program).stdout.splitlines()[-1].split()
+    heavy = {"rich", "pydantic", "yaml", "kopf", "kubernetes", "pyroute2", "prometheus_client", "virtnet.engine"}
+    assert heavy & set(loaded) == set()
+    assert min(_seconds_of_help() for _ in range(5)) < 0.5
+
+
+def _seconds_of_help() -> float:
+    begun = time.perf_counter()
+    assert python("from virtnet.__main__ import main; main(['--help'])").returncode == 0
+    return time.perf_counter() - begun
+
+
+def test_run_comes_near_neither_the_command_line_nor_the_table_library() -> None:
+    program = (
+        "import sys; from virtnet.__main__ import main\n"
+        "try: main(['run', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(*sys.modules)"
+    )
+    done = python(program)
+    assert "--policies" in done.stdout
+    assert {"typer", "rich", "click"} & set(done.stdout.splitlines()[-1].split()) == set()
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    command = f"{sys.executable} -m virtnet crds | head -n 1"
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    done = subprocess.run(
+        ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        env=environment,
+        check=False,
+    )
+    assert done.stderr == ""
+    assert done.returncode in (0, 128 + signal.SIGPIPE)
+
+
+def test_a_terminal_without_the_characters_gets_question_marks() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES), "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "virtnet", "plan", "/nonexistent/→"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("/nonexistent/?")
+
+
+WORK = """
+import asyncio, sys
+from virtnet.__main__ import SIGNALLED
+from virtnet.cli import interrupts
+
+async def work():
+    try:
+        print('working', flush=True)
+        await asyncio.sleep(20)
+    finally:
+        await asyncio.sleep(0.3)
+        print('undone', flush=True)
+
+try:
+    interrupts.run(work())
+except interrupts.Interrupted as interrupted:
+    sys.exit(SIGNALLED + interrupted.number)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_work_undo_itself_and_a_second_one_does_not_cut_that_short(number: signal.Signals) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", WORK], stdout=pipe, stderr=pipe, text=True, env=environment) as child:
+        assert child.stdout is not None
+        assert child.stdout.readline() == "working\n"
+        child.send_signal(number)
+        time.sleep(0.1)
+        child.send_signal(number)
+        out, err = child.communicate(timeout=10)
+    assert out == "undone\n"
+    assert child.returncode == 128 + number
+    assert err == "stopping; a change that is not confirmed yet is rolled back first\n"
