@@ -279,7 +279,7 @@ def _released(released: bool) -> _Condition:
 def lost(previous: Mapping[str, Any], sentence: str, now: str) -> dict[str, Any]:
     """The status reported before, now that the host it speaks of cannot be reached any more."""
     ready = _Condition("Ready", False, str(Reason.MISSING), sentence)
-    others = [entry for entry in _items(previous, "conditions") if entry.get("type") != "Ready"]
+    others = [entry for entry in previous.get("conditions", ()) if entry.get("type") != "Ready"]
     return {**previous, "conditions": [*_dated([ready], now, previous), *others]}
 
 
@@ -371,6 +371,7 @@ __all__ = [
     "MOST_NAMES",
     "SETTLED",
     "failing",
+    "lost",
     "merge",
     "node_state",
     "row_json",
