@@ -41,7 +41,13 @@ class Playground:
     def run(self, command: str, *, text: str | None = None) -> str:
         """Run a command in the namespace, `text` on its standard input; its output. Fails when the command does."""
         done = subprocess.run(
-            self._inside(shlex.split(command)), input=text, capture_output=True, text=True, timeout=SECONDS, check=False
+            self._inside(shlex.split(command)),
+            input=text,
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+            timeout=SECONDS,
+            check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stderr or done.stdout}"
         return done.stdout

@@ -1,4 +1,4 @@
-"""LinuxHost keeps the promises of reconcile.Host: each change twice, unknown ones refused, what is asked and no more."""
+"""LinuxHost keeps the promises of reconcile.Host: each change twice, unknown ones refused, and only what is asked."""
 
 from __future__ import annotations
 
