@@ -128,7 +128,17 @@ OFFLOADS = [
     Case("gso does not need tx", offloads(tx=False, gso=True)),
     Case("ufo without tx", offloads(tx=False, ufo=True), "ufo needs tx"),
     Case("ufo without sg", offloads(sg=False, ufo=True), "ufo needs sg"),
-    Case("a kernel name without sg", offloads(sg=False, tx_udp_segmentation=True), "tx-udp-segmentation needs sg"),
+    Case("UDP segmentation does not need sg", offloads(sg=False, tx_udp_segmentation=True)),
+    Case(
+        "UDP segmentation needs the checksums of both families",
+        {
+            "uplink": {
+                "offloads": {"tx-udp-segmentation": True, "tx-checksum-ip-generic": False, "tx-checksum-ipv6": False}
+            }
+        },
+        "tx-udp-segmentation needs tx",
+    ),
+    Case("a kernel name without sg", offloads(sg=False, tx_tcp6_segmentation=True), "tso needs sg"),
     Case("a kernel name without tx", offloads(tx=False, tx_udp_segmentation=True), "tx-udp-segmentation needs tx"),
     Case(
         "a kernel name beats tx", {"uplink": {"offloads": {"tx": False, "tso": True, "tx-checksum-ip-generic": True}}}
