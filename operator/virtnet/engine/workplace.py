@@ -11,11 +11,12 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from virtnet import errors, reconcile
+from virtnet.core import foresight
 from virtnet.core.model import HostState, Interest, Node, Policy, Recorded
 from virtnet.core.standing import Standing
 from virtnet.engine import holds
@@ -102,9 +103,11 @@ class Workplace:
         return self.ledger.recorded if self.ledger else Recorded()
 
     def look(self, policies: tuple[Policy, ...], *, allow_mass_removal: bool = False) -> reconcile.Look:
-        """What the policies would change now."""
+        """What the policies would change now, also of links that have to be made first."""
         standing = self._standing(policies, allow_mass_removal)
-        return reconcile.look(self.host, self.recorded, reconcile.Wish(policies, self.node, standing))
+        found = reconcile.look(self.host, self.recorded, reconcile.Wish(policies, self.node, standing))
+        plan = foresight.foresee(found.plan, found.desired, found.state, policies, self.node, self.recorded, standing)
+        return replace(found, plan=plan)
 
     def inspect(self) -> HostState:
         return self.host.observe(EVERYTHING)
