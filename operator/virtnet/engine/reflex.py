@@ -32,6 +32,8 @@ class Events(Protocol):
     @property
     def features(self) -> Collection[int]: ...
     @property
+    def tuning(self) -> Collection[int]: ...
+    @property
     def links(self) -> Mapping[int, Link]: ...
     @property
     def gone(self) -> Collection[int]: ...
@@ -127,6 +129,8 @@ class Reflex:
             self._drop(ifindex)
         if events.links:
             self._look_at_links(events.links)
+        if self._look is not None and not self._look.desired.links.keys().isdisjoint(events.tuning):
+            self.wake("rings, channels or coalescing changed")
         if events.modules:
             self.wake("a module was loaded or removed")
 
