@@ -424,7 +424,8 @@ def _sentence(attr: Want, current: Value | None) -> str:
     if attr.key == "master":
         return f"make it a port of {attr.value}"
     was = f" (is {_word(current)})" if current is not None else ""
-    return f"set {attr.path.partition('.')[2]} to {_word(attr.value)}{was}"
+    name = attr.key if attr.path == "tap.create" else attr.path.partition(".")[2]
+    return f"set {name} to {_word(attr.value)}{was}"
 
 
 def _word(value: Value | None) -> str:
