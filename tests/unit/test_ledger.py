@@ -497,7 +497,7 @@ def two(link: Link) -> list[Entry]:
 
 
 SLACK = 3
-"""For a slow machine; the median and the best of three, for a collection of the whole test run's garbage is not ours."""
+"""For a slow machine. The median and the best of three: collecting the garbage of all other tests is not our cost."""
 
 
 # --- against a model ---------------------------------------------------------------------------------------
