@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 import struct
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from virtnet.core.model import BridgeOptions, Link, Ref, Tun
 from virtnet.errors import Gone
@@ -35,9 +35,20 @@ SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS: leaves out the address families'
 EVENT_FEATURES = 2  # IFLA_EVENT_FEATURES
 TYPE_TAP = 2
 
-NUMBERS = {MTU: "I", TX_QUEUE_LENGTH: "I", MASTER: "I", LINK: "I", CARRIER: "B"}
-"""The attributes that are numbers, in the order of `_Layout.pick`, and their struct format."""
-TEXTS = (NAME, KIND_OF_LINK, PARENT_DEVICE)
+_NUMBERS = ("I", "B")
+VALUES = {
+    MTU: "I",
+    TX_QUEUE_LENGTH: "I",
+    MASTER: "I",
+    LINK: "I",
+    CARRIER: "B",
+    ADDRESS: "{0}s",
+    NAME: "{1}s",
+    KIND_OF_LINK: "{1}s",
+    PARENT_DEVICE: "{1}s",
+    DATA_OF_LINK: "{0}s",
+}
+"""What is read of a link and how struct reads it; {0} is the length of the attribute, {1} that without the last NUL."""
 
 ON_ANOTHER_LINK = frozenset({"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap", "macsec", "ipoib"})
 """Kinds whose IFLA_LINK is the real device below; a veth's is its peer, a tunnel's its underlay."""
@@ -98,25 +109,25 @@ def _parse_with_noise(body: Body) -> tuple[Link, int, int]:
 
 def _build(body: Body, layout: _Layout) -> Link:
     """Positional, in the order of the fields: keywords cost a third of it, and this runs a thousand times a look."""
-    numbers = (*layout.numbers.unpack_from(body), 0)
-    ifindex, flags, mtu, tx_queue_length, master, lower, carrier = layout.pick(numbers)
-    kind = body[layout.kind].decode("utf-8", "surrogateescape")
+    values = (*layout.values.unpack_from(body), 0, b"")
+    ifindex, flags, mtu, queue, master, lower, carrier, mac, name, kind_name, parent, data = layout.pick(values)
+    kind = kind_name.decode()
     return Link(
         ifindex,
-        body[layout.name].decode("utf-8", "surrogateescape"),
+        name.decode("utf-8", "surrogateescape"),
         kind,
-        body[layout.mac].hex(":"),
+        mac.hex(":"),
         mtu,
-        tx_queue_length,
+        queue,
         master,
         lower if layout.lower_is_here and kind in ON_ANOTHER_LINK else 0,
         flags & UP != 0,
         carrier != 0,
-        layout.has_parent,
+        parent != b"",
         flags & LOOPBACK != 0,
-        body[layout.parent].decode("utf-8", "surrogateescape"),
-        _tun(bytes(body[layout.data])) if kind == "tun" else None,
-        _bridge(body[layout.data]) if kind == "bridge" else None,
+        parent.decode("utf-8", "surrogateescape"),
+        _tun(data) if kind == "tun" else None,
+        _bridge(data) if kind == "bridge" else None,
     )
 
 
@@ -126,21 +137,15 @@ def _build(body: Body, layout: _Layout) -> Link:
 class _Layout(NamedTuple):
     """Where things are in messages of one shape. The heads of all attributes, read at once, tell whether it is that.
 
-    `pick` gives ifindex, flags, mtu, queue length, master, lower and carrier from what `numbers` reads and a 0 behind
-    it. A text or address that is absent is an empty slice. `noise` is where the counters are (STATS64, then STATS),
-    which come in every message whatever was asked, and change with every packet.
+    `pick` brings what `values` reads, with a 0 and an empty text behind it for what is absent, into the order ifindex,
+    flags, then VALUES. `noise` is where the counters are (STATS64, then STATS), which come in every message whatever
+    was asked, and change with every packet.
     """
 
     heads: struct.Struct
     expected: tuple[int, ...]
-    numbers: struct.Struct
-    pick: Callable[[tuple[int, ...]], tuple[int, ...]]
-    name: slice
-    kind: slice
-    data: slice
-    mac: slice
-    parent: slice
-    has_parent: bool
+    values: struct.Struct
+    pick: Callable[[tuple[Any, ...]], tuple[Any, ...]]
     lower_is_here: bool
     event: tuple[int, int]
     noise: tuple[int, int]
@@ -182,27 +187,21 @@ def _walk(body: Body) -> _Layout:
 
 
 def _layout(heads: struct.Struct, expected: tuple[int, ...], at: Mapping[int, tuple[int, int]], size: int) -> _Layout:
-    present = sorted((at[kind][0], kind) for kind in NUMBERS if kind in at)
-    form, order, end = ["=4xiI4x"], {kind: place + 2 for place, (_, kind) in enumerate(present)}, HEADER.size
-    for start, kind in present:
-        form.append(f"{start - end}x{NUMBERS[kind]}")
-        end = start + struct.calcsize(NUMBERS[kind])
-    absent = (0, 0)
-    texts = {kind: slice(at[kind][0], at[kind][1] - 1) if kind in at else slice(0) for kind in TEXTS}
+    form, order, place = ["=4xiI4x"], dict[int, int](), HEADER.size
+    for number, (start, kind) in enumerate(sorted((at[kind][0], kind) for kind in VALUES if kind in at)):
+        field = VALUES[kind].format(at[kind][1] - start, at[kind][1] - start - 1)
+        form.append(f"{start - place}x{field}")
+        order[kind], place = number + 2, start + struct.calcsize(field)
+    zero, empty = len(order) + 2, len(order) + 3
+    absent = {kind: zero if field in _NUMBERS else empty for kind, field in VALUES.items()}
     noise, after = at.get(STATS64, (size,))[0], at.get(STATS, (0, size))[1]
     return _Layout(
         heads=heads,
         expected=expected,
-        numbers=struct.Struct("".join(form)),
-        pick=operator.itemgetter(0, 1, *(order.get(kind, len(present) + 2) for kind in NUMBERS)),
-        name=texts[NAME],
-        kind=texts[KIND_OF_LINK],
-        data=slice(*at.get(DATA_OF_LINK, absent)),
-        mac=slice(*at.get(ADDRESS, absent)),
-        parent=texts[PARENT_DEVICE],
-        has_parent=PARENT_DEVICE in at,
+        values=struct.Struct("".join(form)),
+        pick=operator.itemgetter(0, 1, *(order.get(kind, absent[kind]) for kind in VALUES)),
         lower_is_here=LINK_NETNSID not in at,
-        event=at.get(EVENT, absent),
+        event=at.get(EVENT, (0, 0)),
         noise=(min(noise, after), after),
     )
 
@@ -240,7 +239,7 @@ def _parse_tun(data: bytes) -> Tun:
     )
 
 
-def _bridge(data: Body) -> BridgeOptions:
+def _bridge(data: bytes) -> BridgeOptions:
     """IFLA_BR_* of br_fill_info() in net/bridge/br_netlink.c."""
     values = {
         kind: netlink.integer(data, start, end)
