@@ -365,6 +365,22 @@ def test_a_hold_returns_when_the_running_agent_has_taken_notice(
     wait_for(lambda: playground.ethtool("up0")["rx-gro"]["active"])
 
 
+def test_what_the_agent_has_given_up_for_now_is_no_pending_change(
+    virtnet: Command, agent: subprocess.Popen[str], playground: Playground
+) -> None:
+    assert agent.poll() is None
+    for _ in range(6):
+        wait_for(lambda: playground.ethtool("up0")["rx-gro"]["active"])
+        playground.run("ethtool -K up0 gro off")
+    wait_for(lambda: "Contended" in (virtnet.state / "state.json").read_text())
+    shown = virtnet("inspect").stdout
+    assert "uplink.offloads.gro  off → on  Contended\n" in shown
+    assert "Not ready: 1 setting fails: link/up0 uplink.offloads.gro: " in shown
+    found = json.loads(virtnet("inspect", "-o", "json").stdout)
+    assert [(row["setting"], row["reason"]) for row in found["settings"]] == [("uplink.offloads.gro", "Contended")]
+    assert {each["type"]: each["status"] for each in found["conditions"]}["Ready"] == "False"
+
+
 # --- interrupted -------------------------------------------------------------------------------------------
 
 SERVE_ONCE = """

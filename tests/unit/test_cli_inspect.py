@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Mapping
+from dataclasses import replace
 from textwrap import dedent
 
 from rich.console import Console
 
-from virtnet.cli import sheet, survey
+from virtnet.cli import inspecting, sheet, survey
 from virtnet.cli.sheet import Sheet
 from virtnet.core.model import (
     BridgeOptions,
@@ -69,7 +71,11 @@ LAN = Policy("lan")
 
 
 def drawn(
-    *rows: Row, policies: tuple[Policy, ...] = (LAN,), selected: frozenset[str] = frozenset({"lan"}), **holds: str
+    *rows: Row,
+    policies: tuple[Policy, ...] = (LAN,),
+    drifts: Mapping[str, int] | None = None,
+    not_ready: str = "",
+    **holds: str,
 ) -> str:
     file = io.StringIO()
     page = Sheet(
@@ -78,8 +84,10 @@ def drawn(
         {"module": "Loaded", "refcount": 1, "parameters": {"experimental_zcopytx": "0"}, "users": ["qemu[4711]"]},
         "/usr/bin/qemu-kvm 9.2.1: virtio-net-pci",
         policies,
-        selected,
+        frozenset({"lan"}),
+        drifts or {},
         rows,
+        not_ready,
         holds,
     )
     sheet.show(Console(file=file, width=100, markup=False, emoji=False, highlight=False), page)
@@ -119,7 +127,11 @@ def test_a_tap_is_no_tun_and_names_who_holds_it() -> None:
 
 def test_what_could_not_be_read_is_never_shown_as_off() -> None:
     assert HOST["taps"][1]["offloads"] == {"unreadable": "not permitted"}
-    assert survey.unreadable(HOST) == {"not permitted": ["tap1"]}
+    assert list(survey.unseen(HOST, {"refcount": 2})) == [
+        "not readable on tap1: not permitted",
+        "who holds tap1 cannot be seen from here; root sees more",
+        "who uses vhost_net cannot be seen from here; root sees more",
+    ]
     assert "one queue,\n" in drawn()
     assert "offloads not readable\n" in drawn()
 
@@ -201,6 +213,33 @@ def test_a_policy_for_other_nodes_and_one_that_only_audits_say_so() -> None:
     text = drawn(policies=(Policy("other"), Policy("lan", mode=Mode.AUDIT)))
     assert "other  does not select this node" in text
     assert "lan    as asked, Audit only" in text
+
+
+def test_a_pending_change_that_the_agent_does_not_make_has_its_reason() -> None:
+    pending = Row("link/eno1", "uplink.offloads.gro", True, False, None, "turn rx-gro on", "lan")
+    other = replace(pending, setting="uplink.offloads.tso")
+    fixed = replace(pending, reason=Reason.FIXED)
+    agent = {
+        "settings": [
+            {
+                "subject": "link/eno1",
+                "setting": "uplink.offloads.gro",
+                "policy": "lan",
+                "reason": "Contended",
+                "message": "TuneD keeps changing it",
+            },
+            {"subject": "link/eno1", "setting": "uplink.offloads.tso", "policy": "lan", "reason": "OfALaterVersion"},
+            {"subject": "link/eno1"},
+        ]
+    }
+    contended = replace(pending, reason=Reason.CONTENDED, message="TuneD keeps changing it")
+    assert inspecting.explained([pending, other, fixed], agent) == [contended, other, fixed]
+    assert inspecting.explained([pending], {}) == [pending]
+
+
+def test_drifts_and_what_is_not_ready_are_said_with_the_policies() -> None:
+    text = drawn(drifts={"lan": 14}, not_ready="policies cannot be read")
+    assert text.endswith("POLICIES\n  lan  as asked, drifted 14 times\n  Not ready: policies cannot be read\n")
 
 
 def test_a_hold_stands_before_the_policies() -> None:

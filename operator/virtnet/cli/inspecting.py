@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import datetime
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import virtnet
@@ -15,7 +15,7 @@ from virtnet.cli.options import Where
 from virtnet.cli.survey import Data
 from virtnet.cli.terminal import Output
 from virtnet.core import report
-from virtnet.core.model import HostState, Policy, Row
+from virtnet.core.model import HostState, Policy, Reason, Row
 from virtnet.engine.workplace import Workplace
 from virtnet.host import qemu
 from virtnet.host.qemu import Qemu
@@ -23,6 +23,10 @@ from virtnet.reconcile import Look
 
 ALL_WELL = 0
 EVERYTHING = "*"
+
+
+_REASONS = frozenset(Reason)
+LISTS = ("uplinks", "bridges", "taps")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +45,15 @@ class _Found:
 def run(files: Sequence[str], place: Where, output: Output) -> int:
     """Always 0 when it could look at all: what differs is news, not an error."""
     wanted = policies.read(files) if files else None
-    if wanted is not None:
-        policies.say_doubts(wanted)
+    policies.say_doubts(wanted or ())
     with place.open(write=False) as workplace:
         found = _look(workplace, wanted)
         for notice in workplace.notices:
             terminal.say(notice)
     machine, qemu_says = _ask_qemu()
     host = _host(found, machine)
-    for why, names in survey.unreadable({kind: host[kind] for kind in ("uplinks", "bridges", "taps")}).items():
-        terminal.say(f"not readable on {', '.join(names)}: {why}")
+    for sentence in survey.unseen({kind: host[kind] for kind in LISTS}, found.status.get("vhost")):
+        terminal.say(sentence)
     if output is Output.TABLE:
         sheet.show(terminal.console(), _sheet(found, host, qemu_says))
     else:
@@ -59,22 +62,50 @@ def run(files: Sequence[str], place: Where, output: Output) -> int:
 
 
 def _look(workplace: Workplace, wanted: tuple[Policy, ...] | None) -> _Found:
+    """With `wanted` None, compare with what the agent enforces, and believe what it says of that."""
+    pid = workplace.state.holder() if workplace.state else None
+    said = workplace.status() or {}
+    agent = said if wanted is None and pid is not None else {}
     if wanted is None:
         cached = workplace.cached_policies()
         wanted = policies.parse({name: kept.text for name, kept in cached.items()}) if cached else None
     look = workplace.look(wanted or ())
-    # Without a known policy the plan would be to put everything back, which nobody has asked for.
-    rows = None if wanted is None else tuple(report.merge([*look.plan.pending, *look.plan.blocked]))
+    rows: tuple[Row, ...] | None = None
+    if wanted is not None:  # without a known policy the plan would be to put everything back, which nobody asked for
+        rows = tuple(report.merge(explained([*look.plan.pending, *look.plan.blocked], agent)))
     state, holds = workplace.inspect(), workplace.holds()
-    status = _status(workplace, look, state, rows or (), holds)
-    return _Found(state, look, wanted or (), rows, status, holds, _title(workplace))
+    status = _status(workplace, look, state, rows or (), holds, said)
+    status["conditions"] = agent.get("conditions", status["conditions"])
+    return _Found(state, look, wanted or (), rows, status, holds, _title(workplace, pid))
+
+
+def explained(rows: Iterable[Row], agent: Mapping[str, Any]) -> list[Row]:
+    """Rows with what only a running agent knows: that it does not make a change because of a fight or a refusal."""
+    known = {
+        (each.get("subject"), each.get("setting"), each.get("policy")): (
+            Reason(each["reason"]),
+            each.get("message", ""),
+        )
+        for each in agent.get("settings", ())
+        if each.get("reason") in _REASONS
+    }
+    return [
+        replace(row, reason=known[key][0], message=known[key][1])
+        if row.reason is None and (key := (row.subject, row.setting, row.policy)) in known
+        else row
+        for row in rows
+    ]
 
 
 def _status(
-    workplace: Workplace, look: Look, state: HostState, rows: Sequence[Row], holds: Mapping[str, str]
+    workplace: Workplace,
+    look: Look,
+    state: HostState,
+    rows: Sequence[Row],
+    holds: Mapping[str, str],
+    previous: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The node state's status as of this look; times and counts go on from what the agent last wrote."""
-    previous = workplace.status()
+    """The node state's status as of this look; times and counts go on from what an agent last wrote."""
     return report.node_state(
         look.desired,
         state,
@@ -84,14 +115,13 @@ def _status(
         previous=previous,
         held=holds.get(EVERYTHING),
         held_links={name: until for name, until in holds.items() if name != EVERYTHING},
-        drifts={entry["name"]: entry.get("drifts", 0) for entry in (previous or {}).get("policies", ())},
+        drifts={each["name"]: each.get("drifts", 0) for each in previous.get("policies", ())},
     )
 
 
-def _title(workplace: Workplace) -> str:
+def _title(workplace: Workplace, pid: int | None) -> str:
     parts = [workplace.node.name, f"Linux {platform.release()}", f"virtnet {virtnet.__version__}"]
     if workplace.state is not None:
-        pid = workplace.state.holder()
         parts.append("no agent is running" if pid is None else f"agent running, pid {pid or 'unknown'}")
     return " · ".join(parts)
 
@@ -122,11 +152,20 @@ def _host(found: _Found, machine: Qemu | None) -> Data:
 def _sheet(found: _Found, host: Data, qemu_says: str) -> sheet.Sheet:
     return sheet.Sheet(
         title=found.title,
-        host={kind: host[kind] for kind in ("uplinks", "bridges", "taps")},
+        host={kind: host[kind] for kind in LISTS},
         vhost=found.status.get("vhost"),
         qemu=qemu_says,
         policies=found.policies,
         selected=frozenset(found.look.desired.policies),
+        drifts={each["name"]: each["drifts"] for each in found.status["policies"]},
         rows=found.rows,
+        not_ready=next(
+            (
+                each["message"]
+                for each in found.status["conditions"]
+                if (each["type"], each["status"]) == ("Ready", "False")
+            ),
+            "",
+        ),
         holds=found.holds,
     )

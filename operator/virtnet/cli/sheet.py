@@ -12,7 +12,7 @@ from rich.text import Text
 
 from virtnet.cli import tables
 from virtnet.cli.survey import Data
-from virtnet.cli.tables import GOOD, HEADING, NOTHING, QUIET, SETTLED, text
+from virtnet.cli.tables import BAD, GOOD, HEADING, NOTHING, QUIET, SETTLED, text
 from virtnet.cli.terminal import plain
 from virtnet.core.model import Mode, Policy, Row
 
@@ -25,7 +25,8 @@ class Sheet:
     """What is drawn.
 
     `host` is as programs get it, `qemu` a sentence, `selected` the names of the policies that select this node, `rows`
-    what differs (None: no policy is known), `holds` until when whom.
+    what differs (None: no policy is known), `drifts` how often each policy was defended, `not_ready` why the node is
+    not Ready, `holds` until when whom.
     """
 
     title: str
@@ -34,7 +35,9 @@ class Sheet:
     qemu: str
     policies: Sequence[Policy] = ()
     selected: frozenset[str] = frozenset()
+    drifts: Mapping[str, int] = field(default_factory=dict)
     rows: Sequence[Row] | None = None
+    not_ready: str = ""
     holds: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -256,6 +259,10 @@ def _policies(console: Console, sheet: Sheet) -> None:
     for policy in sheet.policies:
         table.add_row("", text(policy.name), _verdict(policy, sheet))
     tables.draw(console, table if table.row_count else _sentence("none"))
+    if sheet.not_ready:
+        notice = tables.grid(BAD)
+        notice.add_row("", text(f"Not ready: {sheet.not_ready}"))
+        tables.draw(console, notice)
     if sheet.rows:
         console.print()
         tables.show_reasons(console, "DIFFERS", sheet.rows, policies=len(sheet.policies) > 1)
@@ -265,7 +272,10 @@ def _verdict(policy: Policy, sheet: Sheet) -> Text:
     if policy.name not in sheet.selected:
         return text("does not select this node", QUIET)
     differing = sum(row.policy == policy.name for row in sheet.rows or ())
-    mode = f", {policy.mode} only" if policy.mode is Mode.AUDIT else ""
-    if not differing:
-        return text(f"as asked{mode}", GOOD)
-    return text(f"{tables.count(differing, 'setting')} not as asked{mode}", SETTLED)
+    drifts = sheet.drifts.get(policy.name, 0)
+    parts = [
+        f"{tables.count(differing, 'setting')} not as asked" if differing else "as asked",
+        f"{policy.mode} only" if policy.mode is Mode.AUDIT else "",
+        f"drifted {tables.count(drifts, 'time')}" if drifts else "",
+    ]
+    return tables.listed(parts, SETTLED if differing else GOOD)

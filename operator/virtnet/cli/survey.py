@@ -168,10 +168,16 @@ def process(found: Process) -> Data:
     return {"pid": found.pid, "command": found.command, "guest": found.guest}
 
 
-def unreadable(host: Mapping[str, list[Data]]) -> dict[str, list[str]]:
-    """Why something could not be read -> the links concerned, from the lists of this module."""
-    found: dict[str, list[str]] = {}
+def unseen(host: Mapping[str, list[Data]], vhost: Mapping[str, Any] | None) -> Iterator[str]:
+    """A sentence for each thing that this process was not allowed to see, from the lists of this module."""
+    reasons: dict[str, list[str]] = {}
     for link in (entry for entries in host.values() for entry in entries):
         for reason in {part["unreadable"] for part in link.values() if isinstance(part, dict) and "unreadable" in part}:
-            found.setdefault(reason, []).append(link["name"])
-    return found
+            reasons.setdefault(reason, []).append(link["name"])
+    for reason, names in reasons.items():
+        yield f"not readable on {', '.join(names)}: {reason}"
+    hidden = [tap["name"] for tap in host["taps"] if tap["held"] and not tap["holders"]]
+    if hidden:
+        yield f"who holds {', '.join(hidden)} cannot be seen from here; root sees more"
+    if vhost and vhost.get("refcount") and not vhost.get("users"):
+        yield "who uses vhost_net cannot be seen from here; root sees more"
