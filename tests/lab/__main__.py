@@ -156,8 +156,15 @@ def run(command: list[str], seconds: int) -> int:
     """Forward the output as it comes; end the machine with all its processes when the time is over."""
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    # virtme-ng opens its standard output again, which would overwrite a file from its beginning; a pipe has none.
+    forward = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     process = subprocess.Popen(
-        command, env={**os.environ, "PATH": path}, stdin=subprocess.DEVNULL, start_new_session=True
+        command,
+        env={**os.environ, "PATH": path},
+        stdin=subprocess.DEVNULL,
+        stdout=forward.stdin,
+        stderr=forward.stdin,
+        start_new_session=True,
     )
     try:
         return process.wait(seconds)
@@ -168,6 +175,7 @@ def run(command: list[str], seconds: int) -> int:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        forward.communicate()
 
 
 if __name__ == "__main__":
