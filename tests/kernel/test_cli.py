@@ -20,6 +20,7 @@ import yaml
 
 from tests.kernel.playground import Playground
 from virtnet.__main__ import main
+from virtnet.host import qemu
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60
@@ -295,6 +296,15 @@ def test_the_sheet_fits_a_hundred_columns_and_has_no_colour_in_a_pipe(virtnet: C
     assert "\x1b" not in shown
     for heading in ("UPLINKS", "BRIDGES", "TAPS", "VHOST_NET", "QEMU", "POLICIES", "DIFFERS"):
         assert f"{heading}\n" in shown
+
+
+def test_a_machine_without_qemu_is_told_so(virtnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemu, "names", lambda: ("no-such-qemu",))
+    said = "no QEMU is installed here (looked for no-such-qemu)\n"
+    assert f"QEMU\n  {said}" in virtnet("inspect").stdout
+    found = virtnet("inspect", "-o", "json")
+    assert found.stderr == said
+    assert (json.loads(found.stdout)["host"]["qemuModels"], json.loads(found.stdout)["host"]["qemu"]) == ([], None)
 
 
 # --- hold --------------------------------------------------------------------------------------------------

@@ -172,6 +172,19 @@ def test_a_terminal_without_the_characters_gets_question_marks() -> None:
     assert done.stderr.startswith("/nonexistent/?")
 
 
+def test_an_interrupt_of_a_command_that_only_looks_is_exit_code_130_and_silent(tmp_path: Path) -> None:
+    fifo = tmp_path / "policy"
+    os.mkfifo(fifo)
+    environment = {**os.environ, "PYTHONPATH": str(SOURCES)}
+    pipe = subprocess.PIPE
+    command = [sys.executable, "-m", "virtnet", "plan", str(fifo)]
+    child = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment)
+    with child, fifo.open("wb"):  # opens when the command has opened it too, and waits for what will be written
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=10)
+    assert (child.returncode, out, err) == (130, "", "")
+
+
 WORK = """
 import asyncio, sys
 from virtnet.__main__ import SIGNALLED

@@ -57,6 +57,8 @@ def run(files: Sequence[str], place: Where, output: Output) -> int:
     if output is Output.TABLE:
         sheet.show(terminal.console(), _sheet(found, host, qemu_says))
     else:
+        if machine is None:
+            terminal.say(qemu_says)
         terminal.emit({**found.status, "host": host}, output)
     return ALL_WELL
 
@@ -131,7 +133,6 @@ def _ask_qemu() -> tuple[Qemu | None, str]:
     try:
         found = qemu.look()
     except errors.HostError as error:
-        terminal.say(error)
         return None, str(error)
     models = " ".join(found.models) or "no virtio network model"
     return found, f"{found.path} {found.version}: {models}"
