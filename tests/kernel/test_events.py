@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import sys
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,7 +14,7 @@ from tests.kernel.test_links import as_ref, look, named
 from tests.kernel.test_offloads import bits
 from virtnet.core import model
 from virtnet.core.model import Ref
-from virtnet.host import LinuxHost
+from virtnet.host import LinuxHost, namespaces
 from virtnet.host.events import BATCH, Events, Monitor
 
 SECONDS = 10
@@ -189,15 +190,11 @@ def test_a_storm_is_drained_in_bounded_pieces(playground: Playground, host: Linu
 
 
 def python(program: str, *arguments: str) -> list[str]:
-    import sys
-
     return [sys.executable, "-c", program, *arguments]
 
 
 def test_the_buffer_is_what_the_kernel_grants(monitor: Monitor) -> None:
     """8 MiB where the machine's own root listens; elsewhere what net.core.rmem_max allows."""
-    from virtnet.host import namespaces
-
     if namespaces.in_initial_user_namespace():
         assert monitor.buffer_bytes == 8 << 20
         assert not monitor.modules_problem

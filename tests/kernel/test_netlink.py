@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 import threading
 from collections import deque
@@ -158,3 +159,14 @@ def test_what_is_no_number_of_its_size_is_refused() -> None:
     for value in (-1, 1 << 16):
         with pytest.raises(errors.Refused, match="16 bits"):
             netlink.u16(1, value)
+
+
+def test_the_sockets_of_ended_threads_are_closed(playground: Playground, host: LinuxHost) -> None:
+    """A host that is asked from ever new threads must not run out of descriptors."""
+    host.observe(Interest())
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(20):
+        thread = threading.Thread(target=host.observe, args=(Interest(),))
+        thread.start()
+        thread.join(30)
+    assert len(os.listdir("/proc/self/fd")) <= before + 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -10,7 +11,7 @@ from tests.kernel.playground import Playground
 from tests.kernel.test_links import as_ref, named
 from virtnet import errors
 from virtnet.core import model
-from virtnet.core.model import Channels, Driver, Interest
+from virtnet.core.model import Channels, Driver, Interest, Ref
 from virtnet.host import LinuxHost
 
 LINKS = (
@@ -97,7 +98,9 @@ def test_more_rx_frames_than_a_tap_can_gather_are_clamped_and_read_as_clamped(
         lambda ref: model.SetChannels(ref, combined=2),
     ],
 )
-def test_what_a_bridge_does_not_have_is_not_supported(playground: Playground, host: LinuxHost, change) -> None:  # type: ignore[no-untyped-def]
+def test_what_a_bridge_does_not_have_is_not_supported(
+    playground: Playground, host: LinuxHost, change: Callable[[Ref], model.Change]
+) -> None:
     playground.batch(*LINKS)
     with pytest.raises(errors.NotSupported, match="of br0"):
         host.apply(change(as_ref(named(host, "br0"))))

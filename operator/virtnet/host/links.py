@@ -194,7 +194,6 @@ def _layout(heads: struct.Struct, expected: tuple[int, ...], at: Mapping[int, tu
         order[kind], place = number + 2, start + struct.calcsize(field)
     zero, empty = len(order) + 2, len(order) + 3
     absent = {kind: zero if field in _NUMBERS else empty for kind, field in VALUES.items()}
-    noise, after = at.get(STATS64, (size,))[0], at.get(STATS, (0, size))[1]
     return _Layout(
         heads=heads,
         expected=expected,
@@ -202,8 +201,16 @@ def _layout(heads: struct.Struct, expected: tuple[int, ...], at: Mapping[int, tu
         pick=operator.itemgetter(0, 1, *(order.get(kind, absent[kind]) for kind in VALUES)),
         lower_is_here=LINK_NETNSID not in at,
         event=at.get(EVENT, (0, 0)),
-        noise=(min(noise, after), after),
+        noise=_counters(at) or (size, size),
     )
+
+
+def _counters(at: Mapping[int, tuple[int, int]]) -> tuple[int, int] | None:
+    """From STATS64 to the end of STATS, which rtnl_fill_stats() puts one behind the other; None where it does not."""
+    first, second = at.get(STATS64), at.get(STATS)
+    if first is None or second is None or second[0] != (first[1] + 3 & ~3) + netlink.ATTRIBUTE.size:
+        return None
+    return first[0], second[1]
 
 
 # --- what kind of link it is -------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import socket
 import struct
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -29,7 +30,7 @@ NOOP, ERROR, DONE = 1, 2, 3
 
 _ADD_MEMBERSHIP, _CAP_ACK, _EXT_ACK = 1, 10, 11
 _SIOCETHTOOL = 0x8946
-_SO_RCVTIMEO, _SO_RCVBUFFORCE = 20, 33
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 
 HEADER = struct.Struct("=IHHII")  # length, type, flags, sequence number, port
 ATTRIBUTE = struct.Struct("=HH")  # length, type
@@ -150,7 +151,10 @@ def open_socket(protocol: int, namespace: Namespace, *, groups: int = 0) -> sock
 
 def join(listener: socket.socket, group: int) -> None:
     """Receive what the kernel sends to a multicast group given by number."""
-    listener.setsockopt(SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    try:
+        listener.setsockopt(SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    except OSError as failed:
+        raise error(failed.errno or 0, f"join the kernel's group {group}") from failed
 
 
 def widen(listener: socket.socket, size: int) -> int:
@@ -185,6 +189,9 @@ class Connection:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
+
+    def __del__(self) -> None:
+        self.close()
 
     def get(self, kind: int, body: bytes, doing: str) -> bytes:
         """One request with one answer: the answer's payload, after the netlink header."""
@@ -261,7 +268,7 @@ class Connection:
             self._socket = open_socket(self._protocol, self._namespace)
             seconds = int(self._timeout)
             limit = struct.pack("@ll", seconds, int((self._timeout - seconds) * 1e6))
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVTIMEO, limit)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             widen(self._socket, 1 << 20)
         return self._socket
 
@@ -297,7 +304,7 @@ class Connections:
     def __init__(self, namespace: Namespace) -> None:
         self._namespace = namespace
         self._local = threading.local()
-        self._all: list[Connection] = []
+        self._all: weakref.WeakSet[Connection] = weakref.WeakSet()  # those of ended threads go
         self._lock = threading.Lock()
 
     @property
@@ -310,7 +317,7 @@ class Connections:
 
     def close(self) -> None:
         with self._lock:
-            for connection in self._all:
+            for connection in list(self._all):
                 connection.close()
 
     def _mine(self, protocol: int) -> Connection:
@@ -320,7 +327,7 @@ class Connections:
         if protocol not in mine:
             mine[protocol] = Connection(protocol, self._namespace)
             with self._lock:
-                self._all.append(mine[protocol])
+                self._all.add(mine[protocol])
         return mine[protocol]
 
 
