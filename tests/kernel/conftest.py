@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from tests.kernel.agent import Agent, agent_on
 from tests.kernel.playground import Playground, open_playground
 from virtnet.host import LinuxHost
 
@@ -23,3 +25,10 @@ def host(playground: Playground) -> Iterator[LinuxHost]:
     made = LinuxHost(playground.namespace)
     yield made
     made.close()
+
+
+@pytest.fixture
+def agent(playground: Playground, tmp_path: Path) -> Iterator[Agent]:
+    """`virtnet run` in the playground, not started yet."""
+    with agent_on(playground, tmp_path) as made:
+        yield made
