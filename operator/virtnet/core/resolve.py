@@ -134,7 +134,10 @@ class Desired:
 
 
 Section = tuple[int, str, str]
-"""(position of the policy, section, detail): what one policy's section asks of a link it selects."""
+"""(position of the policy, section, detail): what one policy's section asks of a link it selects.
+
+The detail is the name of a port or tap, or "stacked" for an uplink that is a bond, team or vlan.
+"""
 
 
 def precedence(policy: Policy) -> tuple[int, str, str]:
@@ -258,7 +261,8 @@ class _Resolver:
         self.rows += [*bridge.rows, *uplinks.rows, *taps.rows, *unenforced_rows(policy)]
         for section, chosen in (("bridge", bridge), ("uplink", uplinks), ("tap", taps)):
             for link in chosen.links:
-                self._add(link, (position, section, ""))
+                detail = "stacked" if section == "uplink" and link.kind in select.UPLINK_KINDS else ""
+                self._add(link, (position, section, detail))
         usable = not bridge.rows
         self._collect_ports(position, policy, usable)
         self._collect_creations(policy, usable)
@@ -354,7 +358,8 @@ def _section_attrs(policy: Policy, section: str, detail: str) -> Iterator[tuple[
         yield "bridge.vlanFiltering", "bridge.vlanFiltering", bridge.vlan_filtering
         yield "bridge.groupForwardMask", "bridge.groupForwardMask", bridge.group_forward_mask
         yield "mtu", "bridge.mtu", bridge.mtu
-    elif section == "uplink" and policy.uplink:
+    elif section == "uplink" and policy.uplink and detail != "stacked":
+        # A bond, team or vlan has no queues of its own: those of the links below it are meant.
         uplink = policy.uplink
         yield "rings.rx", "uplink.rings.rx", uplink.rings_rx
         yield "rings.tx", "uplink.rings.tx", uplink.rings_tx
