@@ -163,6 +163,14 @@ class Agent:
         already = self.passes()
         eventually(lambda: self.passes() >= already + more)
 
+    def wait_until_calm(self, seconds: float = 0.5) -> None:
+        """Wait until no pass ended for so long: what its own changes and the kernel's set going is over."""
+        passes, since = self.passes(), time.monotonic()
+        while time.monotonic() - since < seconds:
+            time.sleep(0.05)
+            if passes != self.passes():
+                passes, since = self.passes(), time.monotonic()
+
     def status(self) -> dict[str, Any]:
         """STATE_DIR/state.json; empty before there is one."""
         try:
