@@ -1,0 +1,56 @@
+"""Gives each benchmark a process and an empty network namespace of its own, which end with it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from tests.bench import figures, first_apply, idle, look, place, repair, storm
+from tests.bench.figures import Report
+
+LONGEST_SECONDS = 300.0
+PR_SET_PDEATHSIG = 1
+
+
+class Bench(Protocol):
+    """Measures in the network namespace of its process; `directory` is empty, and its own."""
+
+    def __call__(self, directory: Path, *, quick: bool = False) -> Report: ...
+
+
+BENCHES: Mapping[str, Bench] = {
+    "repair": repair.measure,
+    "look": look.measure,
+    "first-apply": first_apply.measure,
+    "idle": idle.measure,
+    "storm": storm.measure,
+}
+
+
+def measure(name: str, *, quick: bool = False) -> Report:
+    """Run one benchmark, as root in a network namespace, as a plain user in a user namespace as well."""
+    unshare = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
+    words = [*unshare, sys.executable, "-m", "tests.bench", "--inside", name, *(["--quick"] if quick else [])]
+    child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=place.python_path(), cwd=place.ROOT)
+    try:
+        output, _ = child.communicate(timeout=LONGEST_SECONDS)
+    finally:
+        child.kill()
+        child.wait()
+    if child.returncode:
+        raise SystemExit(f"the benchmark {name} could not be run")
+    return figures.from_json(output)
+
+
+def inside(name: str, *, quick: bool) -> str:
+    """Run in this process, which must be in a namespace of its own; the report as JSON."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    with tempfile.TemporaryDirectory(prefix="virtnet-bench-") as directory:
+        return figures.to_json(BENCHES[name](Path(directory), quick=quick))
