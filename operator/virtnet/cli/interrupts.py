@@ -23,8 +23,18 @@ class Interrupted(BaseException):
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:
-    """The result of `work`; raises `Interrupted` when a signal ended it first."""
-    return asyncio.run(_guarded(work))
+    """The result of `work`; raises `Interrupted` when a signal ended it first.
+
+    The result is kept from asyncio's own task: putting SIGINT's handler back, `signal.signal` makes a text of the old
+    one to no end (enum's "is not a valid Handlers"), and with it of the task and its result, a thousand links long.
+    """
+    found: list[Result] = []
+
+    async def keep() -> None:
+        found.append(await _guarded(work))
+
+    asyncio.run(keep())
+    return found[0]
 
 
 async def _guarded(work: Coroutine[Any, Any, Result]) -> Result:
