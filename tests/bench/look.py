@@ -68,13 +68,13 @@ def _steady(workplace: Workplace, policies: tuple[Policy, ...], size: Size) -> l
         links.receive()
         features.receive()
 
-    def whole_pass() -> None:
-        outcome = runner.run(reconcile.run(workplace.host, ledger, wish, memory=memory))
-        assert not outcome.applied
+    async def whole_pass() -> None:
+        outcome = await reconcile.run(workplace.host, ledger, wish, memory=memory)
+        assert not outcome.applied, outcome.applied
 
     look()
     with asyncio.Runner() as runner:
-        turns = [(_timed(look), _timed(floor), _timed(whole_pass)) for _ in range(size.looks)]
+        turns = [(_timed(look), _timed(floor), _timed(lambda: runner.run(whole_pass()))) for _ in range(size.looks)]
     links.close()
     features.close()
     ours, bare, passes = zip(*turns, strict=True)
