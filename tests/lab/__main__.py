@@ -29,7 +29,9 @@ NEEDS = (
     "unshare:util-linux",
     "/boot/vmlinuz-*:linux-image-amd64",
 )
-SECONDS = 900
+SECONDS, TEST_SECONDS = 1500, 400
+"""For the whole machine and for one test with its fixtures; idle, all takes about five minutes."""
+
 CPUS, MEMORY = 2, "2G"
 INSIDE = "/run/virtnet-lab"
 """Where the virtual machine sees the directory for results; the only one of this machine that it can write to."""
@@ -127,7 +129,16 @@ def machine(pytest_arguments: Sequence[str], results: str, options: argparse.Nam
             "PYTHONDONTWRITEBYTECODE=1",
             "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
         ),
-        *(sys.executable, "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={INSIDE}/junit.xml", *suite),
+        *(
+            sys.executable,
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+            f"--timeout={TEST_SECONDS}",
+            f"--junitxml={INSIDE}/junit.xml",
+            *suite,
+        ),
     ]
     vng = Path(sys.executable).with_name("vng")
     if not vng.exists():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,15 +71,29 @@ def _reset() -> None:
 
 
 @pytest.fixture(scope="session")
-def accel() -> str:
+def accel(request: pytest.FixtureRequest) -> str:
     """What runs the guest: nested KVM, or emulation where this processor has none, which is said."""
     if os.environ.get("VIRTNET_LAB_ACCEL", "kvm") == "kvm":
         for name in ("kvm_amd", "kvm_intel"):
             subprocess.run(["modprobe", name], capture_output=True, check=False)
         if Path("/dev/kvm").exists():
             return "kvm"
-        print("\nNO NESTED KVM HERE: the guest is emulated, so vhost_net is tested under TCG only", file=sys.stderr)
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print("\nNO NESTED KVM: the guest is emulated in the emulated machine, which takes many minutes", flush=True)
     return "tcg"
+
+
+@pytest.fixture
+def paused(module: Module, tmp_path: Path) -> Iterator[guests.Guest]:
+    """A guest whose QEMU has vhost_net and the tap open and never runs: in use, without the time to boot."""
+    module.load()
+    guests.network()
+    try:
+        with guests.started(tmp_path, "tcg", "-S") as stopped:
+            stopped.wait_open()
+            yield stopped
+    finally:
+        guests.remove_network()
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +101,11 @@ def guest(tmp_path_factory: pytest.TempPathFactory, accel: str) -> Iterator[gues
     """A running guest on a bridge, a tap and vhost_net, ready for traffic; the module is in use meanwhile."""
     run("modprobe", module_rules.NAME)
     guests.network()
-    running = guests.Guest(tmp_path_factory.mktemp("guest"), accel)
     try:
-        running.wait_ready()
-        yield running
+        with guests.started(tmp_path_factory.mktemp("guest"), accel) as running:
+            running.wait_ready()
+            yield running
     finally:
-        running.stop()
         guests.remove_network()
 
 

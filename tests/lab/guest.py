@@ -9,14 +9,15 @@ import stat
 import subprocess
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 NAME = "lab-guest"
 BRIDGE, TAP = "labbr", "labtap"
 HOST, GUEST = "10.99.0.1", "10.99.0.2"
 MAC = "52:54:00:9e:57:01"
-BOOT_SECONDS = 240
+BOOT_SECONDS = 300
 SINK, WEB = 5001, 80
 MEGABYTES = 8
 
@@ -45,12 +46,12 @@ while true; do sleep 3600; done
 class Guest:
     """A running guest; `process` is its QEMU, `accel` what runs it ("kvm" or "tcg")."""
 
-    def __init__(self, directory: Path, accel: str) -> None:
+    def __init__(self, directory: Path, accel: str, *more: str) -> None:
         self.accel = accel
         self.log = directory / "console.log"
         initramfs = directory / "initramfs.cpio"
         initramfs.write_bytes(archive())
-        self.command = command_line(initramfs, self.log, accel)
+        self.command = [*command_line(initramfs, self.log, accel), *more]
         self._errors = directory / "qemu.log"
         with self._errors.open("wb") as errors:
             self.process = subprocess.Popen(self.command, stdin=subprocess.DEVNULL, stdout=errors, stderr=errors)
@@ -62,8 +63,16 @@ class Guest:
         return "\n".join(path.read_text(errors="replace") for path in files)
 
     def wait_ready(self) -> None:
+        """Until the guest has an address and serves."""
+        self._wait(lambda: "guest: ready" in self.output)
+
+    def wait_open(self) -> None:
+        """Until QEMU has opened vhost-net, which it does before the guest runs."""
+        self._wait(lambda: self.vhost_threads() != [])
+
+    def _wait(self, done: Callable[[], bool]) -> None:
         deadline = time.monotonic() + BOOT_SECONDS
-        while "guest: ready" not in self.output:
+        while not done():
             assert self.process.poll() is None, f"the guest's QEMU ended:\n{self.output}"
             assert time.monotonic() < deadline, f"the guest is not up after {BOOT_SECONDS} s:\n{self.output}"
             time.sleep(0.2)
@@ -108,6 +117,16 @@ class Guest:
         return body.decode("latin-1")
 
 
+@contextmanager
+def started(directory: Path, accel: str, *more: str) -> Iterator[Guest]:
+    """A guest whose QEMU gets `more` arguments and ends with the block."""
+    guest = Guest(directory, accel, *more)
+    try:
+        yield guest
+    finally:
+        guest.stop()
+
+
 def _comm(path: Path) -> str:
     try:
         return path.read_text().strip()
@@ -122,10 +141,10 @@ def command_line(initramfs: Path, log: Path, accel: str) -> list[str]:
         *("qemu-system-x86_64", "-name", f"guest={NAME}", "-machine", "q35", "-accel", accel, "-cpu", cpu),
         *("-m", "256", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-kernel", f"/boot/vmlinuz-{release}", "-initrd", str(initramfs)),
-        *("-append", "console=ttyS0 quiet panic=-1"),
+        *("-append", "console=ttyS0 quiet panic=-1 nokaslr mitigations=off no_timer_check tsc=reliable"),
         *("-serial", f"file:{log}"),
         *("-netdev", f"tap,id=net0,ifname={TAP},script=no,downscript=no,vnet_hdr=on,vhost=on"),
-        *("-device", f"virtio-net-pci,netdev=net0,mac={MAC}"),
+        *("-device", f"virtio-net-pci,netdev=net0,mac={MAC},romfile="),
     ]
 
 

@@ -229,6 +229,24 @@ def wait_for(listener: socket.socket, begin: bytes) -> float:
             return time.monotonic()
 
 
+def test_qemu_opens_vhost_net_without_kvm_and_before_the_guest_runs(paused: Guest) -> None:
+    assert [(user.pid, user.guest) for user in look().users] == [(paused.process.pid, NAME)]
+    assert look().refcount == 1
+    with pytest.raises(InUse, match=f"guest {NAME}"):
+        modules.unload(VHOST)
+
+
+def test_what_could_not_be_done_while_in_use_is_done_when_the_user_lets_go(paused: Guest) -> None:
+    asked = want("Absent")
+    steps, rows = rules.diff(asked, look())
+    assert [row.reason for row in rows] == [Reason.IN_USE]
+    for step in steps:
+        make(step)
+    paused.stop()
+    assert enforce(asked) == []
+    assert look().status is ModuleStatus.ABSENT
+
+
 def test_a_guest_on_vhost_net_passes_traffic(guest: Guest) -> None:
     assert guest.ping()
     assert guest.send() == guest.fetch() == 8 << 20
