@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from functools import partial
 from typing import Any
 
 import pytest
@@ -118,8 +119,8 @@ def test_a_held_tap_is_in_use_and_its_holder_is_named(playground: Playground, ho
     link = look(host, "t0")
     before = shown(playground, "t0")
     for change in (
-        lambda: taps.set_vnet_hdr(playground.namespace, link, on=True),
-        lambda: taps.set_owner(playground.namespace, link, owner=0, group=None),
+        partial(taps.set_vnet_hdr, playground.namespace, link, on=True),
+        partial(taps.set_owner, playground.namespace, link, owner=0, group=None),
     ):
         with pytest.raises(errors.InUse, match=rf"t0 is held by \S+\[{holder.pid}\] \(guest web1\)") as caught:
             change()
