@@ -174,6 +174,7 @@ def _interest(policies: Iterable[Policy], recorded: Recorded) -> Interest:
         rings=asked.rings or "rings" in held,
         channels=asked.channels or "channels" in held,
         rx_frames=asked.rx_frames or "rxFrames" in held,
+        addresses=asked.addresses or any(made.kind == "bridge" for made in recorded.made.values()),
         module=asked.module or bool(recorded.module),
     )
 
@@ -275,7 +276,7 @@ class _Pass:
         unknown = [made for made in self.ledger.recorded.made.values() if not made.ifindex]
         for made in unknown:
             link = state.by_name(made.name)
-            if link is not None:
+            if link is not None and made.kind == ("tap" if link.is_tap else link.kind):
                 try:
                     self.ledger.record_made(replace(made, ifindex=link.ifindex))
                 except errors.LedgerError as error:
@@ -310,23 +311,31 @@ class _Pass:
             self.tried.pop(setting, None)
 
     async def _make(self, step: Step, desired: Desired) -> errors.VirtnetError | None:
-        change = step.change
-        making = isinstance(change, CreateBridge | CreateTap)
         try:
-            if isinstance(change, CreateBridge | CreateTap):
-                policy = desired.policies.get(step.policy)
-                deletion = policy.deletion if policy else Deletion.RESTORE
-                kind = "bridge" if isinstance(change, CreateBridge) else "tap"
-                self.ledger.record_made(Made(change.name, 0, kind, step.policy, deletion))
-            await carry_out(self.host, change)
+            if isinstance(step.change, CreateBridge | CreateTap):
+                self._announce(step.change, step.policy, desired)
+            await carry_out(self.host, step.change)
         except errors.LedgerError as error:
             self.ledger_error = str(error)
             return error
         except errors.HostError as error:
-            if making and isinstance(change, CreateBridge | CreateTap):
-                self.ledger.forget_made(change.name)
+            if isinstance(step.change, CreateBridge | CreateTap) and not error.retry:
+                self._was_not_made(step.change.name)
             return error
         return None
+
+    def _announce(self, change: CreateBridge | CreateTap, owner: str, desired: Desired) -> None:
+        policy = desired.policies.get(owner)
+        deletion = policy.deletion if policy else Deletion.RESTORE
+        kind = "bridge" if isinstance(change, CreateBridge) else "tap"
+        self.ledger.record_made(Made(change.name, 0, kind, owner, deletion))
+
+    def _was_not_made(self, name: str) -> None:
+        """Only after a plain no: when the answer was lost the link may be there, and the next look will tell."""
+        try:
+            self.ledger.forget_made(name)
+        except errors.LedgerError as error:
+            self.ledger_error = str(error)
 
     # --- what came of it ---
 

@@ -280,6 +280,10 @@ def _not_removable(link: Link, ours: set[int], scene: Scene, recorded: Recorded)
     ]
     if foreign:
         return Reason.FOREIGN, f"{link.name} has ports that are not ours: {', '.join(foreign)}"
+    carries = scene.state.carries.get(link.ifindex)
+    if carries:
+        # A rollback could make the bridge again, but not what the administrator has put on it since.
+        return Reason.CARRIES_ADDRESSES, f"{link.name} carries {carries}; move it before {link.name} is removed"
     return None
 
 
