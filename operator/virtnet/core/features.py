@@ -116,3 +116,23 @@ def missing_prerequisite(name: str, active: int, kernel_names: tuple[str, ...]) 
         if not mask_of(alternatives, kernel_names) & active:
             return alternatives
     return None
+
+
+def starved(off: int, kernel_names: tuple[str, ...]) -> int:
+    """`off`, and every feature that cannot be on while those are off."""
+    bits = index(kernel_names)
+    needs = [
+        (1 << bits[name], mask)
+        for name, alternatives in NEEDS.items()
+        if name in bits
+        for mask in (mask_of(one, kernel_names) for one in alternatives)
+        if mask
+    ]
+    while True:
+        more = off
+        for bit, mask in needs:
+            if not mask & ~more:
+                more |= bit
+        if more == off:
+            return off
+        off = more

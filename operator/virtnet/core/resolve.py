@@ -433,32 +433,32 @@ class _TableBuilder:
     ) -> tuple[int, str, str]:
         """What of `ask` cannot be together with what winners of other policies want: (mask, winner, sentence)."""
         others = [other for other in earlier if other.policy != ask.policy]
-        for name in feature_names.names_of(ask.mask & ~care, self.names):
-            for winner, feature, needed in self._clashes(name, ask.wanted, others, care, value):
-                if ask.wanted:
-                    return 1 << feature_names.index(self.names)[name], winner, f"{name} needs {needed}"
-                return (
-                    ask.mask & feature_names.mask_of(needed.split(" or "), self.names),
-                    winner,
-                    f"{feature} needs {needed}",
-                )
-        return 0, "", ""
+        if ask.wanted:
+            return self._starved(ask.mask & ~care, others, care & ~value)
+        return self._starving(ask.mask & ~care, others, care & value)
 
-    def _clashes(
-        self, name: str, wanted: bool, others: list[FeatureAsk], care: int, value: int
-    ) -> Iterator[tuple[str, str, str]]:
-        """(winning policy, feature, what it needs) for each prerequisite between `name` and what winners want."""
-        if wanted:
-            for alternatives in feature_names.NEEDS.get(name, ()):
-                mask = feature_names.mask_of(alternatives, self.names)
-                if mask and not mask & ~care and not mask & value:
-                    yield _owner(others, mask), name, " or ".join(alternatives)
-            return
-        for feature in feature_names.names_of(care & value, self.names):
+    def _starved(self, asked: int, others: list[FeatureAsk], off: int) -> tuple[int, str, str]:
+        """What of `asked` cannot be on because winners want off what it needs, be it at second hand."""
+        blocked = asked & feature_names.starved(off, self.names)
+        guilty = [other for other in others if other.won & off]
+        if not blocked or not guilty:
+            return 0, "", ""
+        alone = (other for other in guilty if blocked & feature_names.starved(other.won & off, self.names))
+        winner = next(alone, guilty[0])
+        name = feature_names.names_of(blocked, self.names)[0]
+        return blocked, winner.policy, f"{name} cannot be on while {winner.name} is off"
+
+    def _starving(self, asked: int, others: list[FeatureAsk], on: int) -> tuple[int, str, str]:
+        """What of `asked` cannot be off because winners want on what needs it."""
+        blocked, winner, because = 0, "", ""
+        for feature in feature_names.names_of(on, self.names):
             for alternatives in feature_names.NEEDS.get(feature, ()):
-                if name in alternatives:
-                    mask = 1 << feature_names.index(self.names)[feature]
-                    yield _owner(others, mask), feature, " or ".join(alternatives)
+                needed = asked & feature_names.mask_of(alternatives, self.names)
+                if needed and not blocked:
+                    winner = _owner(others, feature_names.mask_of((feature,), self.names))
+                    because = f"{feature} needs {' or '.join(alternatives)}"
+                blocked |= needed
+        return blocked, winner, because
 
     def build(self) -> FeatureTable | None:
         if not self.asks and not self.unknown:
