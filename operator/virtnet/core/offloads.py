@@ -11,7 +11,7 @@ of differing bits, is worked out once and kept with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from virtnet.core import features as feature_names
@@ -129,6 +129,17 @@ def entries(wish: Enforced, link: Link, features: Features, deletion: Callable[[
     for bit in wish.bits:
         original = bool(features.wanted & bit.mask)
         yield Entry(Setting(link.ifindex, bit.key), original, bit.ask.wanted, bit.ask.policy, deletion(bit.ask.policy))
+
+
+def are_recorded(wish: Enforced, known: Mapping[str, Entry], deletion: Callable[[str], Deletion]) -> bool:
+    """The quick answer whether the ledger holds what `entries` would give, for this wish and these owners."""
+    for bit in wish.bits:
+        held, ask = known.get(bit.key), bit.ask
+        if held is None or held.wanted != ask.wanted or held.policy != ask.policy:
+            return False
+        if held.deletion is not deletion(ask.policy):
+            return False
+    return True
 
 
 def diff(

@@ -8,6 +8,7 @@ look tells.
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 
 from virtnet.core.model import Features, Ref
 from virtnet.errors import NotSupported
@@ -57,16 +58,21 @@ def change(connection: Connection, family: int, ref: Ref, mask: int, value: int)
     """
     if not mask:
         return
+    flags = ethtool.COMPACT_BITSETS | ethtool.OMIT_REPLY
+    body = ethtool.request(FEATURES_SET, ref=ref, flags=flags) + _wanted(mask, value & mask)
+    connection.change(family, body, f"set offload features of {ref.name}")
+
+
+@lru_cache(maxsize=512)
+def _wanted(mask: int, value: int) -> bytes:
+    """The bitset of a set request; a thousand links are asked for the same few."""
     words = -(-mask.bit_length() // 32)
-    bitset = netlink.nest(
+    return netlink.nest(
         WANTED,
         netlink.u32(BITSET_SIZE, mask.bit_length()),
-        netlink.attribute(BITSET_VALUE, _words(value & mask, words)),
+        netlink.attribute(BITSET_VALUE, _words(value, words)),
         netlink.attribute(BITSET_MASK, _words(mask, words)),
     )
-    flags = ethtool.COMPACT_BITSETS | ethtool.OMIT_REPLY
-    body = ethtool.request(FEATURES_SET, ref=ref, flags=flags) + bitset
-    connection.change(family, body, f"set offload features of {ref.name}")
 
 
 def _parse_with_noise(payload: Body) -> tuple[Features, int, int]:
