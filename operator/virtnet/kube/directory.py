@@ -18,7 +18,7 @@ from virtnet.host.state import StateDir
 from virtnet.kube import manifests
 
 Signature = tuple[tuple[object, ...], ...]
-"""What tells one state of the directory from another: of itself and of each file the identity, size and times."""
+"""What tells one state of the directory from another: its identity and mode, and each file's identity, size, times."""
 
 
 class PolicyDirectory:
@@ -69,7 +69,7 @@ class PolicyDirectory:
             names = manifests.files_in(self.path)
         except PolicyError as error:
             return ((str(error),),)
-        return (_identity(self.path)[:2], *((name, *_identity(name)) for name in names))
+        return (_place(self.path), *((name, *_identity(name)) for name in names))
 
     # --- reading ---
 
@@ -125,6 +125,15 @@ class PolicyDirectory:
             records.write_policies(self.state, self._good)
         except LedgerError as error:
             self.unread = (*self.unread, f"the policies are not kept for a restart: {error}")
+
+
+def _place(path: str) -> tuple[object, ...]:
+    """What makes a directory another one, or one that may not be trusted: not its times, which any file in it moves."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return (error.errno,)
+    return (found.st_dev, found.st_ino, found.st_mode)
 
 
 def _identity(path: str) -> tuple[object, ...]:
