@@ -22,6 +22,8 @@ GENL = struct.Struct("=BBH")
 DEVICE_INDEX, DEVICE_NAME, FLAGS = 1, 2, 3
 COMPACT_BITSETS, OMIT_REPLY = 1, 2
 
+_HEADER = struct.Struct("=BBHHH")  # the generic header and the head of the header nest
+_NUMBER = struct.Struct("=HHI")
 # before the first attribute's data: the generic header, the head of the header nest, the head of the index
 _INDEX_FIRST = struct.Struct("=4xHHHHI")
 
@@ -45,12 +47,13 @@ def family(connection: Connection) -> Family:
 
 def request(command: int, *, ref: Ref | None = None, flags: int = COMPACT_BITSETS) -> bytes:
     """The body of a request about one link, or all. With index and name the kernel answers ENODEV unless both fit."""
-    inner = []
+    names = b""
     if ref is not None and ref.ifindex:
-        inner.append(netlink.u32(DEVICE_INDEX, ref.ifindex))
+        names = _NUMBER.pack(8, DEVICE_INDEX, ref.ifindex)
     if ref is not None and ref.name:
-        inner.append(netlink.text(DEVICE_NAME, ref.name))
-    return GENL.pack(command, 1, 0) + netlink.nest(1, *inner, netlink.u32(FLAGS, flags))
+        names += netlink.text(DEVICE_NAME, ref.name)
+    header = _HEADER.pack(command, 1, 0, 12 + len(names), 1 | netlink.NESTED)
+    return header + names + _NUMBER.pack(8, FLAGS, flags)
 
 
 def ifindex_of(raw: Bytes, start: int) -> int:
