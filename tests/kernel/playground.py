@@ -15,7 +15,7 @@ from typing import Any
 from virtnet.host import namespaces
 from virtnet.host.namespaces import Namespace
 
-SECONDS = 30
+SECONDS = 90  # a Python program takes half of it to start in the lab's emulated machine
 KERNEL_NAMES = {
     "rx-checksumming": "rx-checksum",
     "generic-segmentation-offload": "tx-generic-segmentation",
@@ -93,6 +93,8 @@ def open_playground() -> Iterator[Playground]:
     """A namespace with nothing but a loopback link that is down; everything in it goes when the block ends."""
     if namespaces.in_initial_user_namespace():
         assert os.geteuid() == 0, "run these tests as root, or as a plain user through `unshare -Urn`"
+        if not os.path.exists("/dev/net/tun"):  # a module, and nobody has needed it since the boot
+            subprocess.run(["modprobe", "tun"], check=True, timeout=SECONDS)
         name = f"virtnet-{os.getpid()}-{next(_numbers)}"
         subprocess.run(["ip", "netns", "add", name], check=True, timeout=SECONDS)
         playground = Playground(name)
