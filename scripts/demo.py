@@ -44,7 +44,7 @@ kind: VirtioNetworkPolicy
 metadata:
   name: demo
 spec:
-  onContention: Insist        # hundreds of foreign changes in seconds: go on all the same
+  onContention: Insist   # hundreds of foreign changes: go on all the same
   bridge:
     name: br0
     create: true
@@ -55,7 +55,10 @@ spec:
     match: {names: [uplink0]}
     offloads: {tso: false, gro: true}
   tap:
-    create: [{name: vm0-net}, {name: vm1-net, multiQueue: true}, {name: vm2-net}]
+    create:
+      - name: vm0-net
+      - {name: vm1-net, multiQueue: true}
+      - name: vm2-net
     offloads: {gro: false}
     txQueueLength: 500
 """
@@ -233,7 +236,7 @@ def by_hand() -> None:
     """The same with the command that people use."""
     run("ethtool", "-K", "uplink0", "tso", "on")
     wait_until(lambda: not features("uplink0")[SHOWN["tso"]], "tso to be off again")
-    console.print("And by hand: [bold]ethtool -K uplink0 tso on[/] … and it is off again.")
+    console.print("\nAnd by hand: [bold]ethtool -K uplink0 tso on[/] … and it is off again.")
 
 
 if __name__ == "__main__":
