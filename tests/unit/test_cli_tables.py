@@ -7,6 +7,7 @@ from textwrap import dedent
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from virtnet.cli import applying, planning, tables, terminal
 from virtnet.core.model import HostState, Reason, Ref, Row, SetMtu, Setting, Step
@@ -177,3 +178,32 @@ def test_values_are_shown_as_an_administrator_says_them(value: bool | int | str 
 )
 def test_text_of_others_is_made_printable(text: object, plain: str) -> None:
     assert terminal.plain(text) == plain
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 80, 100])
+def test_lines_laid_out_without_a_table_are_those_of_the_table(width: int) -> None:
+    long = "turn tx-tcp-segmentation, tx-tcp-ecn-segmentation, tx-tcp6-segmentation off"
+    rows = [
+        tuple(map(tables.text, cells))
+        for cells in (("link/eno1", "tso", "on → off", long), ("link/漢字", "gro", "off → on", "turn rx-gro on"))
+    ]
+    laid_out, lines = console(width)
+    tables.lay_out(laid_out, rows)
+    drawn, table_lines = console(width)
+    table = tables.grid("", "", "", "")
+    for row in rows:
+        table.add_row("", *row)
+    tables.draw(drawn, table)
+    assert lines.getvalue() == table_lines.getvalue()
+
+
+def test_lines_laid_out_on_a_terminal_keep_their_colours() -> None:
+    file = io.StringIO()
+    tables.lay_out(
+        Console(file=file, width=100, color_system="standard", force_terminal=True), [(_bold("a"), _bold("b"))]
+    )
+    assert file.getvalue() == "  \x1b[1ma\x1b[0m  \x1b[1mb\x1b[0m\n"
+
+
+def _bold(word: str) -> Text:
+    return tables.text(word, "bold")

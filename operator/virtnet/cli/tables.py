@@ -53,6 +53,43 @@ def draw(console: Console, table: Table) -> None:
         console.file.write(line.rstrip().replace(GLUE, " ") + "\n")
 
 
+def lay_out(console: Console, rows: Sequence[Sequence[Text]]) -> None:
+    """The lines that `draw` makes of a grid of these cells, for thousands of rows: a table takes a millisecond a row.
+
+    Only the last column wraps here. Where the console is so narrow that others would have to, it is left to the table.
+    """
+    *widths, last = (max(cell.cell_len for cell in column) for column in zip(*rows, strict=True))
+    left = console.width - sum(widths) - 2 * (len(widths) + 1)
+    if left < min(last, max(widths) + 2):
+        table = grid(*("" for _ in rows[0]))
+        for row in rows:
+            table.add_row("", *row)
+        draw(console, table)
+        return
+    blank, wrapped = [Text(" " * width) for width in widths], dict[str, list[Text]]()
+    for *cells, sentence in rows:
+        if sentence.cell_len <= left:
+            _write(console, widths, cells, sentence)
+            continue
+        if sentence.plain not in wrapped:
+            wrapped[sentence.plain] = list(sentence.wrap(console, left))
+        for number, line in enumerate(wrapped[sentence.plain]):
+            _write(console, widths, blank if number else cells, line)
+
+
+def _write(console: Console, widths: Sequence[int], cells: Sequence[Text], last: Text) -> None:
+    """One line, every cell filled up to its column's width; text alone is joined at once where no style is shown."""
+    gaps = [" " * (width - cell.cell_len + 2) for width, cell in zip(widths, cells, strict=True)]
+    if console.color_system is None:
+        line = "".join([cell.plain + gap for cell, gap in zip(cells, gaps, strict=True)])
+        console.file.write(f"  {line}{last.plain}".rstrip() + "\n")
+        return
+    parts = [part for pair in zip(cells, gaps, strict=True) for part in pair]
+    line_of_text = Text.assemble("  ", *parts, last)
+    line_of_text.rstrip()
+    console.print(line_of_text, soft_wrap=True)
+
+
 def show_holds(console: Console, holds: Mapping[str, str]) -> None:
     """The first thing that is said wherever something is held: `holds` is until when, by link, "*" for the node."""
     for name, until in sorted(holds.items()):
@@ -67,10 +104,7 @@ def show_changes(console: Console, heading: str, rows: Sequence[Row], *, policie
     if not rows:
         return
     console.print(text(heading, HEADING))
-    table = grid("", "", "", "")
-    for row in rows:
-        table.add_row("", text(row.subject), text(row.setting), _values(row), _sentence(row, policies))
-    draw(console, table)
+    lay_out(console, [(text(row.subject), text(row.setting), _values(row), _sentence(row, policies)) for row in rows])
     console.print()
 
 
