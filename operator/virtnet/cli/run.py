@@ -23,6 +23,7 @@ from virtnet.core import report
 from virtnet.engine.engine import Engine, Options, timestamp
 from virtnet.engine.fights import Thresholds
 from virtnet.engine.workplace import STATUS, Workplace
+from virtnet.host.exits import Exits
 from virtnet.kube.directory import PolicyDirectory
 
 log = logging.getLogger("virtnet.run")
@@ -156,12 +157,14 @@ async def _in_namespace(arguments: argparse.Namespace, stop: asyncio.Event) -> N
                 agent={"version": __version__, "bootID": place.host.identity().boot_id},
                 on_status=lambda status: _write_status(place, status),
             )
+            engine.exits = exits = Exits(lambda: engine.wake("a user of a module ended"))
             for notice in place.notices:
                 log.warning(notice)
             directory.first_look()
             _take(engine, directory)
             try:
-                await _serve(arguments, engine, directory, place, stop)
+                with contextlib.closing(exits):
+                    await _serve(arguments, engine, directory, place, stop)
             except errors.Gone as error:
                 _write_status(place, report.lost(engine.status or {}, str(error), timestamp()))
                 raise

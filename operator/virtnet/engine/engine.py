@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -54,6 +54,12 @@ class EngineHost(reconcile.Host, FastHost, Protocol):
 OnStatus = Callable[[Mapping[str, Any]], None]
 
 
+class Watch(Protocol):
+    """Wakes the engine when one of these processes ends (`host.exits.Exits`)."""
+
+    def watch(self, pids: Collection[int]) -> None: ...
+
+
 class Engine:
     """Keeps one host as the policies say, until it is cancelled. Stopping restores nothing."""
 
@@ -72,6 +78,8 @@ class Engine:
     ) -> None:
         self.host, self.ledger, self.state, self.transactions = host, ledger, state, transactions
         self.node, self.options, self.agent, self.on_status = node, options, agent or {}, on_status
+        self.exits: Watch | None = None
+        """Set by who can watch processes; without it, a module that was in use waits for the next pass."""
         self.metrics = Metrics()
         self.fights = Fights(options.thresholds)
         self.reflex = Reflex(host, monitor, self.fights, self.metrics, self.wake)
@@ -240,7 +248,16 @@ class Engine:
         first, longest = self.options.retries
         self._retry = min(self._retry * 2, longest) if _may_pass(outcome) else first
         self.last = outcome
+        self._wait_for_users(outcome)
         self._report(outcome)
+
+    def _wait_for_users(self, outcome: reconcile.Outcome) -> None:
+        """Taps tell of their holders' end by an event; the module says nothing when it is let go."""
+        if self.exits is None:
+            return
+        module = outcome.last.state.module
+        waits = any(row.reason is Reason.IN_USE and row.subject.startswith("module/") for row in outcome.rows)
+        self.exits.watch([user.pid for user in module.users] if module and waits else [])
 
     def _count_repairs(self, outcome: reconcile.Outcome) -> None:
         left = {setting for step in outcome.last.plan.steps for setting, _ in step.settings} | outcome.last.plan.unmet
