@@ -46,15 +46,20 @@ def policy(on_contention: str = "Insist") -> str:
     return POLICY.format(on_contention=on_contention)
 
 
-def python_path() -> dict[str, str]:
-    """The environment in which every Python process finds this tree, installed or not."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT / "operator"), str(ROOT)))}
+def environment() -> dict[str, str]:
+    """In which every Python process finds this tree, installed or not, and its bytecode where it may be written.
+
+    Without bytecode a process would compile everything at each start, which no installed program does.
+    """
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    paths = os.pathsep.join((str(ROOT / "operator"), str(ROOT)))
+    return {**kept, "PYTHONPATH": paths, "PYTHONPYCACHEPREFIX": os.environ.get("PYTHONPYCACHEPREFIX", "")}
 
 
 def run(*words: str, text: str | None = None) -> str:
     """A command's output; it must succeed within a minute or two."""
     done = subprocess.run(
-        words, input=text, capture_output=True, text=True, timeout=2 * SECONDS, check=False, env=python_path()
+        words, input=text, capture_output=True, text=True, timeout=2 * SECONDS, check=False, env=environment()
     )
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)[:200]}: {done.stderr or done.stdout}")
@@ -140,7 +145,7 @@ def _is_as_asked(is_tap: bool, features: Mapping[str, Any]) -> bool:
 @contextlib.contextmanager
 def process(words: Sequence[str], **streams: Any) -> Iterator[subprocess.Popen[str]]:
     """A process that runs while the block does."""
-    with subprocess.Popen(words, text=True, env=python_path(), **streams) as child:
+    with subprocess.Popen(words, text=True, env=environment(), **streams) as child:
         try:
             yield child
         finally:

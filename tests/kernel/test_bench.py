@@ -32,7 +32,7 @@ def test_a_benchmark_runs_and_every_figure_and_target_is_a_number(name: str) -> 
 def test_an_unknown_benchmark_is_refused_by_name() -> None:
     words = [sys.executable, "-m", "tests.bench", "speed"]
     done = subprocess.run(
-        words, capture_output=True, text=True, timeout=SECONDS, check=False, env=place.python_path(), cwd=place.ROOT
+        words, capture_output=True, text=True, timeout=SECONDS, check=False, env=place.environment(), cwd=place.ROOT
     )
     assert done.returncode == 2
     assert "no such benchmark: speed" in done.stderr
@@ -75,7 +75,7 @@ def test_a_process_that_a_benchmark_starts_dies_with_it() -> None:
     )
     words = [sys.executable, "-c", program]
     done = subprocess.run(
-        words, stdout=subprocess.PIPE, text=True, timeout=SECONDS, check=False, env=place.python_path()
+        words, stdout=subprocess.PIPE, text=True, timeout=SECONDS, check=False, env=place.environment()
     )
     place.wait_until(lambda: not _is_alive(int(done.stdout)), "the child to die", seconds=10)
 
