@@ -73,6 +73,7 @@ def merge(heard: Events, more: Events) -> None:
     heard.links |= more.links
     heard.gone |= more.gone
     heard.modules |= more.modules
+    heard.unaddressed |= more.unaddressed
     heard.lost = heard.lost or more.lost
 
 
@@ -151,6 +152,13 @@ def test_changed_queue_counts_are_heard(playground: Playground, host: LinuxHost,
     index = named(host, "v0").ifindex
     playground.run("ethtool -L v0 rx 2 tx 2")
     hear(monitor, lambda events: index in events.tuning)
+
+
+def test_an_address_that_is_taken_away_is_heard(playground: Playground, host: LinuxHost, monitor: Monitor) -> None:
+    index = named(host, "v0").ifindex
+    for address in ("192.0.2.1/24", "2001:db8::1/64"):
+        playground.batch(f"addr add {address} dev v0", f"addr del {address} dev v0")
+        hear(monitor, lambda events: index in events.unaddressed)
 
 
 def test_what_the_buffer_cannot_hold_is_said_to_be_lost_and_later_events_are_heard(

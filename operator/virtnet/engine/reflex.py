@@ -16,7 +16,7 @@ from typing import Protocol
 
 from virtnet import errors
 from virtnet.core import features as feature_names
-from virtnet.core.model import Features, Link, Ref, Setting
+from virtnet.core.model import Features, Link, Reason, Ref, Setting
 from virtnet.core.resolve import FeatureTable
 from virtnet.engine import drift
 from virtnet.engine.fights import Fights
@@ -41,6 +41,8 @@ class Events(Protocol):
     def lost(self) -> bool: ...
     @property
     def modules(self) -> Collection[str]: ...
+    @property
+    def unaddressed(self) -> Collection[int]: ...
 
 
 class Monitor(Protocol):
@@ -133,6 +135,12 @@ class Reflex:
             self.wake("rings, channels or coalescing changed")
         if events.modules:
             self.wake("a module was loaded or removed")
+        if events.unaddressed and self._waits_for_addresses():
+            self.wake("an address was moved")
+
+    def _waits_for_addresses(self) -> bool:
+        rows = self._look.plan.blocked if self._look else ()
+        return any(row.reason is Reason.CARRIES_ADDRESSES for row in rows)
 
     def _drop(self, ifindex: int) -> None:
         self._entries.pop(ifindex, None)

@@ -17,6 +17,8 @@ from virtnet.host import ethtool, links, netlink
 from virtnet.host.namespaces import Namespace, in_initial_user_namespace
 
 RTMGRP_LINK = 1
+RTMGRP_ADDRESSES = 0x10 | 0x100  # of IPv4 and of IPv6
+DELADDR = 21
 UEVENT_FROM_KERNEL = 1  # the group of the kernel's own uevents; udevd repeats them in group 2
 FEATURES_NTF = 13
 TUNING_NTF = frozenset({17, 19, 21})  # rings, channels, coalescing
@@ -36,7 +38,8 @@ class Events:
     """What happened since the last drain; each link once, with its latest state.
 
     `gone` comes before `links`: an index in both was removed and is another link now. `lost`: the kernel dropped
-    events, and only a full look tells what is. `modules` are names of modules that were loaded or removed.
+    events, and only a full look tells what is. `modules` are names of modules that were loaded or removed,
+    `unaddressed` are links that an address was taken from.
     """
 
     features: set[int] = field(default_factory=set)
@@ -44,10 +47,12 @@ class Events:
     links: dict[int, Link] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
     modules: set[str] = field(default_factory=set)
+    unaddressed: set[int] = field(default_factory=set)
     lost: bool = False
 
     def __bool__(self) -> bool:
-        return bool(self.features or self.tuning or self.links or self.gone or self.modules or self.lost)
+        links_heard = self.features or self.tuning or self.links or self.gone or self.unaddressed
+        return bool(links_heard or self.modules or self.lost)
 
 
 class Monitor:
@@ -69,7 +74,8 @@ class Monitor:
         self._sockets: list[tuple[socket.socket, Callable[[bytes, Events, _Bodies], None]]] = []
         self.modules_problem = ""
         try:
-            self._listen(netlink.open_socket(netlink.ROUTE, namespace, groups=RTMGRP_LINK), _hear_links)
+            groups = RTMGRP_LINK | RTMGRP_ADDRESSES
+            self._listen(netlink.open_socket(netlink.ROUTE, namespace, groups=groups), _hear_links)
             self._listen(_ethtool_socket(namespace), _hear_ethtool)
             self._listen_to_modules()
             self._buffer_bytes = min(netlink.widen(listener, buffer_bytes) for listener, _ in self._sockets)
@@ -145,6 +151,8 @@ def _ethtool_socket(namespace: Namespace) -> socket.socket:
 
 def _hear_links(datagram: bytes, events: Events, bodies: _Bodies) -> None:
     for kind, _, start, end in netlink.messages(datagram):
+        if kind == DELADDR:
+            events.unaddressed.add(links.ifindex_of(datagram, start))  # where struct ifaddrmsg has it, too
         if kind not in (links.NEWLINK, links.DELLINK) or links.family_of(datagram, start) != socket.AF_UNSPEC:
             continue  # the bridge tells of its ports in its own family; the links themselves come as well
         ifindex = links.ifindex_of(datagram, start)
