@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from virtnet.core.model import (
+    EMPTY,
     Entry,
     LoadModule,
     ModuleState,
@@ -81,13 +82,14 @@ def keeps_out(content: str, name: str) -> bool:
     return any(line.split()[:2] == ["install", name] for line in content.splitlines())
 
 
-def diff(want: ModuleWant, observed: ModuleState) -> tuple[list[Step], list[Row]]:
+def diff(want: ModuleWant, observed: ModuleState, lost: Mapping[str, int] = EMPTY) -> tuple[list[Step], list[Row]]:
     """The steps that make the module as wanted, in order, and a row for everything that cannot be had now.
 
-    Files come first: between a file and the module that it speaks of, nobody else can load the module the old way.
+    `lost` are the parameters that went with a module which we unloaded; it is loaded with them again. Files come
+    first: between a file and the module that it speaks of, nobody else can load the module the old way.
     """
     steps, rows = _file_steps(want, observed)
-    for more_steps, more_rows in (_state_diff(want, observed), _parameter_diff(want, observed)):
+    for more_steps, more_rows in (_state_diff(want, observed, lost), _parameter_diff(want, observed)):
         steps += more_steps
         rows += more_rows
     return steps, rows
@@ -100,6 +102,8 @@ def claims(want: ModuleWant, observed: ModuleState) -> list[Entry]:
         entries.append(_claim(observed, "state", str(want.state), want.policy))
     for name, value, policy in want.parameters:
         entries.append(_claim(observed, PARAMETER + name, value, policy))
+    if want.state is ModuleWish.ABSENT:
+        entries += _going(want, observed)
     if want.persist:
         entries.append(_claim(observed, "persist", True, want.persist_policy or want.policy))
     return entries
@@ -138,6 +142,33 @@ def _claim(observed: ModuleState, key: str, wanted: Value, policy: str) -> Entry
     return Entry(Setting(observed.name, key), original, wanted, policy)
 
 
+def _going(want: ModuleWant, observed: ModuleState) -> Iterator[Entry]:
+    """Parameters go with the module: that is a change of ours, too."""
+    for name in observed.parameters.keys() - {name for name, _, _ in want.parameters}:
+        original = value(observed, PARAMETER + name)
+        if isinstance(original, int):
+            yield Entry(Setting(observed.name, PARAMETER + name), original, None, want.policy)
+
+
+def _went(entry: Entry) -> bool:
+    return entry.setting.key.startswith(PARAMETER) and entry.wanted is None
+
+
+def lost(entries: Mapping[str, Entry], want: ModuleWant | None) -> dict[str, int]:
+    """The originals of parameters that nobody wants and that went with a module which we unloaded."""
+    asked = {name for name, _, _ in want.parameters} if want else set()
+    return dict(number for entry in entries.values() if _went(entry) and (number := _number(entry))[0] not in asked)
+
+
+def keys(
+    entries: Mapping[str, Entry], claimed: Iterable[Entry], want: ModuleWant | None, frozen: frozenset[str]
+) -> frozenset[str]:
+    """What is wanted or frozen, with the parameters that went with a module which stays out."""
+    stays_out = "state" in frozen or (want is not None and want.state is ModuleWish.ABSENT)
+    went = {key for key, entry in entries.items() if stays_out and _went(entry)}
+    return frozen | {entry.setting.key for entry in claimed} | went
+
+
 def _parsed(text: str) -> Value:
     """A parameter as sysfs shows it; booleans are Y and N there (kernel/params.c)."""
     text = text.strip()
@@ -166,9 +197,9 @@ def _in_use(observed: ModuleState) -> bool:
 # --- loaded or absent --------------------------------------------------------------------------------------
 
 
-def _state_diff(want: ModuleWant, observed: ModuleState) -> tuple[list[Step], list[Row]]:
+def _state_diff(want: ModuleWant, observed: ModuleState, lost: Mapping[str, int]) -> tuple[list[Step], list[Row]]:
     if want.state is ModuleWish.LOADED and observed.status is ModuleStatus.ABSENT:
-        return [_load(want, observed)], []
+        return [_load(want, observed, lost)], []
     blocked = _state_blocked(want, observed)
     if blocked is not None:
         reason, message = blocked
@@ -198,8 +229,8 @@ def _state_row(want: ModuleWant, observed: ModuleState, reason: Reason | None, m
     return Row(_subject(observed), want.path, wanted, str(observed.status), reason, message, want.policy)
 
 
-def _load(want: ModuleWant, observed: ModuleState) -> Step:
-    parameters = tuple((name, number) for name, number, _ in want.parameters)
+def _load(want: ModuleWant, observed: ModuleState, lost: Mapping[str, int]) -> Step:
+    parameters = (*((name, number) for name, number, _ in want.parameters), *lost.items())
     rows = [_state_row(want, observed, None, f"load {observed.name}")]
     rows += [_parameter_row(observed, asked, None, f"load {observed.name} with it") for asked in want.parameters]
     settings = ((Setting(observed.name, "state"), str(want.state)), *_parameter_settings(observed, want.parameters))
@@ -342,8 +373,9 @@ class _Return:
 
     @classmethod
     def of(cls, entries: Mapping[str, Entry], observed: ModuleState, want: ModuleWant | None) -> _Return:
-        back = {entry.setting: entry for entry in entries.values() if _differs(entry, observed, want)}
-        foreign = {setting: entry for setting, entry in back.items() if _is_foreign(entry, observed)}
+        loads = _loads(entries.get("state"), observed)
+        back = {entry.setting: entry for entry in entries.values() if _differs(entry, observed, want, loads)}
+        foreign = {setting: entry for setting, entry in back.items() if _is_foreign(entry, observed, loads)}
         ours = [entry for setting, entry in back.items() if setting not in foreign]
         state = next((entry for entry in ours if entry.setting.key == "state"), None)
         return cls(
@@ -401,11 +433,19 @@ class _Return:
             yield _return_step(LoadModule(name, numbers), entries, self.observed, text)
 
 
-def _differs(entry: Entry, observed: ModuleState, want: ModuleWant | None) -> bool:
+def _loads(state: Entry | None, observed: ModuleState) -> bool:
+    """Whether putting the state back loads the module; its parameters then come with it."""
+    ours = state is not None and state.wanted == str(observed.status)
+    return ours and observed.status is ModuleStatus.ABSENT and state is not None and state.original == "Loaded"
+
+
+def _differs(entry: Entry, observed: ModuleState, want: ModuleWant | None, loads: bool) -> bool:
     """Whether there is something to put back on this kernel."""
     current = value(observed, entry.setting.key)
     if entry.setting.key == "persist":
         return bool(observed.files)
+    if entry.setting.key.startswith(PARAMETER) and loads:
+        return entry.original is not None
     if entry.setting.key.startswith(PARAMETER) and want is not None and want.state is ModuleWish.ABSENT:
         return False
     if observed.status in {ModuleStatus.BUILT_IN, ModuleStatus.MISSING} or current is None:
@@ -413,8 +453,10 @@ def _differs(entry: Entry, observed: ModuleState, want: ModuleWant | None) -> bo
     return entry.original is not None and current != entry.original
 
 
-def _is_foreign(entry: Entry, observed: ModuleState) -> bool:
+def _is_foreign(entry: Entry, observed: ModuleState, loads: bool) -> bool:
     """Whether it is neither what we set nor the original; for files, whether those that are there lack our mark."""
+    if entry.setting.key.startswith(PARAMETER) and loads:
+        return False
     return value(observed, entry.setting.key) != entry.wanted
 
 

@@ -152,11 +152,11 @@ class _Builder:
             return
         claims = modules.claims(want, observed) if want is not None else []
         if want is not None:
-            steps, rows = modules.diff(want, observed)
+            steps, rows = modules.diff(want, observed, modules.lost(self.recorded.module, want))
             self._module_steps(steps)
             self.rows += rows
             self._module_originals(claims)
-        wanted = self.frozen.module | {entry.setting.key for entry in claims}
+        wanted = modules.keys(self.recorded.module, claims, want, self.frozen.module)
         stale = {key: entry for key, entry in self.recorded.module.items() if key not in wanted}
         self.forget += [entry.setting for entry in stale.values() if entry.deletion is Deletion.RETAIN]
         returning = {key: entry for key, entry in stale.items() if entry.deletion is Deletion.RESTORE}
