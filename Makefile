@@ -42,12 +42,12 @@ flow: $(READY)  ## random walks over policies on a strict fake host
 kernel: kernel-as-root kernel-as-user  ## the real kernel in network namespaces, as root and as a plain user
 
 kernel-as-root: $(READY) tools
-	@if [ "$$(id -u)" = 0 ]; then set -x; $(PYTEST) tests/kernel --session-timeout=300; \
+	@if [ "$$(id -u)" = 0 ]; then set -x; $(PYTEST) tests/kernel --session-timeout=600; \
 	else $(call not-run,tests/kernel as root); fi
 
 kernel-as-user: $(READY) tools
 	@if scripts/as-plain-user true; then set -x; \
-	scripts/as-plain-user $(PYTEST) tests/kernel --session-timeout=300 -p no:cacheprovider; \
+	scripts/as-plain-user $(PYTEST) tests/kernel --session-timeout=600 -p no:cacheprovider; \
 	else $(call not-run,tests/kernel as a plain user); fi
 
 lab: $(READY)  ## vhost_net, bonds, vlans and a guest, in a virtual machine with Debian's kernel

@@ -58,7 +58,7 @@ def reaches_the_gateway(playground: Playground) -> bool:
     return True
 
 
-def safety(seconds: int = 3, more: str = "") -> str:
+def safety(seconds: int = 2, more: str = "") -> str:
     return f"\nsafety: {{timeoutSeconds: {seconds}{more}}}"
 
 
