@@ -127,6 +127,7 @@ def machine(pytest_arguments: Sequence[str], results: str, options: argparse.Nam
             f"VIRTNET_LAB_ACCEL={options.accel}",
             "PYTHONUNBUFFERED=1",
             "PYTHONDONTWRITEBYTECODE=1",
+            "HYPOTHESIS_STORAGE_DIRECTORY=/tmp/hypothesis",
             "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
         ),
         *(

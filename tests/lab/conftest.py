@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,6 +70,21 @@ def _reset() -> None:
         path.unlink(missing_ok=True)
     if Module().loaded:
         Module().remove()
+
+
+def uevents() -> socket.socket:
+    """NETLINK_KOBJECT_UEVENT, group 1: what the kernel itself says, udev or not."""
+    listener = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 15)
+    listener.bind((0, 1))
+    listener.settimeout(30)
+    return listener
+
+
+def wait_for(listener: socket.socket, begin: bytes) -> float:
+    """Until the kernel says something that begins so; when that was, in monotonic seconds."""
+    while True:
+        if listener.recv(16384).startswith(begin):
+            return time.monotonic()
 
 
 @pytest.fixture(scope="session")

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.lab.conftest import FILES, Module, run
+from tests.lab.conftest import FILES, Module, run, uevents, wait_for
 from tests.lab.guest import NAME, Guest
 from virtnet.core import modules as rules
 from virtnet.core.model import (
@@ -213,20 +212,6 @@ def test_uevents_tell_of_an_outside_load_and_unload_at_once(module: Module) -> N
             assert process.wait(30) == 0
             assert seen < time.monotonic() + 0.05
             assert look().status is status
-
-
-def uevents() -> socket.socket:
-    """NETLINK_KOBJECT_UEVENT, group 1: what the kernel itself says, udev or not."""
-    listener = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 15)
-    listener.bind((0, 1))
-    listener.settimeout(30)
-    return listener
-
-
-def wait_for(listener: socket.socket, begin: bytes) -> float:
-    while True:
-        if listener.recv(16384).startswith(begin):
-            return time.monotonic()
 
 
 def test_qemu_opens_vhost_net_without_kvm_and_before_the_guest_runs(paused: Guest) -> None:
