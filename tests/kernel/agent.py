@@ -136,10 +136,10 @@ class Agent:
         if self.child is not None and not self.has_ended():
             self.stop()
 
-    def command(self, name: str, *arguments: str) -> Done:
+    def command(self, name: str, *arguments: str, seconds: float = SECONDS) -> Done:
         """Another command beside it, on the same state."""
         words = [*self._words(name), *arguments]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, check=False)
+        done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False)
         return Done(done.returncode, done.stdout, done.stderr)
 
     def _words(self, name: str, by_name: bool = False) -> list[str]:
