@@ -57,5 +57,5 @@ def _again(creation: Creation, link: Link, recorded: Recorded, scene: Scene) -> 
         text = f"{link.name} is held by {held}; multiQueue is fixed at creation and can change when it is let go"
         return [], [_row(creation, "tap", Reason.IN_USE, text)]
     row = _row(creation, "tap", None, f"make {link.name} again: multiQueue is fixed at creation")
-    gone = ((Setting(creation.name, "exists"), True),)
+    gone = ((Setting(creation.name, "exists"), None),)
     return [Step(DeleteLink(Ref(link.name, link.ifindex)), gone, (row,), creation.policy, risky=True)], []
