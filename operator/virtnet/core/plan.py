@@ -22,6 +22,8 @@ from virtnet.core.model import (
     HostState,
     Link,
     LinkRecord,
+    LoadModule,
+    ModuleStatus,
     Reason,
     Recorded,
     Row,
@@ -29,6 +31,7 @@ from virtnet.core.model import (
     SetMaster,
     Setting,
     Step,
+    UnloadModule,
     Unreadable,
     Value,
     nothing,
@@ -165,6 +168,16 @@ class _Builder:
         self.rows += [row for row in rows if row.reason is not Reason.FOREIGN]
         self.skipped += [row for row in rows if row.reason is Reason.FOREIGN]
         self.forget += forget
+        self._module_on_its_way(claims)
+
+    def _module_on_its_way(self, claims: list[Entry]) -> None:
+        """Between unloading and loading anew somebody may kill us: it is written down that it has to come back."""
+        unloads = [step for step in self.first if isinstance(step.change, UnloadModule)]
+        loads = any(isinstance(step.change, LoadModule) for step in self.first)
+        setting = Setting(modules.NAME, "state")
+        if unloads and loads and all(entry.setting != setting for entry in claims):
+            entry = Entry(setting, str(ModuleStatus.LOADED), str(ModuleStatus.ABSENT), unloads[0].policy)
+            self.originals.append((None, (entry,)))
 
     def _module_steps(self, steps: list[Step]) -> None:
         for step in steps:
@@ -360,7 +373,8 @@ class _Builder:
             there = current is not None or attr.key in ("master", "owner", "group")
             if there and not isinstance(current, Unreadable):
                 setting = Setting(link.ifindex, attr.key)
-                yield Entry(setting, current, attr.value, attr.policy, self._deletion(attr.policy))
+                wanted = self.standing.answer(setting, attr.value, current)
+                yield Entry(setting, current, wanted, attr.policy, self._deletion(attr.policy))
 
     def _side_effects(self, link: Link, want: LinkWant, features: Features) -> Iterable[Entry]:
         """Enslaving makes the kernel switch LRO off (dev_disable_lro): that is a change of ours."""
