@@ -344,11 +344,24 @@ class _Pass:
         refusals: dict[Setting, Refusal] = {}
         for step in last.plan.steps:
             rows += self._leftover(step, last.state, refusals)
+        self._note_answers(refusals, last.state)
         left = {(row.subject, row.setting, row.policy) for row in rows}
         applied = tuple(
             dict.fromkeys(_applied(row) for row in self.rows if (row.subject, row.setting, row.policy) not in left)
         )
         return Outcome(first, last, tuple(rows), applied, self.failures, refusals, self.ledger_error)
+
+    def _note_answers(self, refusals: Mapping[Setting, Refusal], state: HostState) -> None:
+        """What the driver made of a value is what we set: else nobody would put the original back in its place."""
+        for setting, refusal in refusals.items():
+            record = self.ledger.recorded.links.get(setting.target) if isinstance(setting.target, int) else None
+            entry = record.entries.get(setting.key) if record else None
+            if record is None or entry is None or refusal.answered in (None, entry.wanted):
+                continue
+            try:
+                self.ledger.record(state.links[record.ifindex], (replace(entry, wanted=refusal.answered),))
+            except errors.LedgerError as error:
+                self.ledger_error = str(error)
 
     def _leftover(self, step: Step, state: HostState, refusals: dict[Setting, Refusal]) -> list[Row]:
         """The rows of a step that is still to be made after it was tried."""

@@ -58,6 +58,12 @@ class Standing:
         until = self.held if self.held is not None else self.held_links.get(name)
         return None if until is None else (Reason.HELD, f"held {until}: reported, not changed")
 
+    def answer(self, setting: Setting, wanted: Value, current: Value | None) -> Value:
+        """What a setting is when it is as wanted: the driver's own value where it rounds the wanted one."""
+        refusal = self.refused.get(setting)
+        rounded = refusal and current is not None and (refusal.wanted, refusal.answered) == (wanted, current)
+        return current if rounded and current is not None else wanted
+
     def obstacle(self, setting: Setting, name: str, wanted: Value | None, current: Value | None) -> Obstacle | None:
         """Why `setting` of the link (or module) `name` must not be changed now."""
         hold = self.hold(name)
