@@ -651,7 +651,8 @@ class Identity:
 class Entry:
     """One setting that we manage: what was there before us, what we want it to be, and for whom.
 
-    `original` None: there was nothing (a parameter not set, a file that did not exist, no master).
+    `original` None: there was nothing (a parameter not set, a file that did not exist, no master). `earlier` is the
+    value of ours that was there when `wanted` was last edited: it still is while that cannot be carried out.
     """
 
     setting: Setting
@@ -659,6 +660,11 @@ class Entry:
     wanted: Value | None
     policy: str
     deletion: Deletion = Deletion.RESTORE
+    earlier: Value | None = None
+
+    def is_ours(self, value: Value | None) -> bool:
+        """Whether we set this value, and nobody else since."""
+        return value == self.wanted or (value is not None and value == self.earlier)
 
 
 @dataclass(frozen=True, slots=True)

@@ -435,7 +435,7 @@ class _Return:
 
 def _loads(state: Entry | None, observed: ModuleState) -> bool:
     """Whether putting the state back loads the module; its parameters then come with it."""
-    ours = state is not None and state.wanted == str(observed.status)
+    ours = state is not None and state.is_ours(str(observed.status))
     return ours and observed.status is ModuleStatus.ABSENT and state is not None and state.original == "Loaded"
 
 
@@ -457,7 +457,7 @@ def _is_foreign(entry: Entry, observed: ModuleState, loads: bool) -> bool:
     """Whether it is neither what we set nor the original; for files, whether those that are there lack our mark."""
     if entry.setting.key.startswith(PARAMETER) and loads:
         return False
-    return value(observed, entry.setting.key) != entry.wanted
+    return not entry.is_ours(value(observed, entry.setting.key))
 
 
 def _number(entry: Entry) -> tuple[str, int]:

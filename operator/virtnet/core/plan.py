@@ -196,7 +196,7 @@ class _Builder:
 
     def _module_originals(self, entries: list[Entry]) -> None:
         entries = [replace(entry, deletion=self._deletion(entry.policy)) for entry in entries]
-        new = tuple(entry for entry in entries if _is_news(entry, self.recorded.module.get(entry.setting.key)))
+        new = _news(entries, self.recorded.module)
         if new:
             self.originals.append((None, new))
 
@@ -358,7 +358,7 @@ class _Builder:
             if want.features is not None:
                 wish = offloads.enforced(want.features, features)
                 entries += offloads.entries(wish, link, features, self._deletion)
-        news = tuple([entry for entry in entries if _is_news(entry, known.get(entry.setting.key))])
+        news = _news(entries, known)
         if news:
             self.originals.append((link, news))
         if record is not None:
@@ -460,6 +460,17 @@ def _lost(link: Link, want: Want, winner: str, winning: Value) -> Row:
 def _blocked(rows: tuple[Row, ...], obstacle: Obstacle) -> list[Row]:
     reason, text = obstacle
     return [replace(row, reason=reason, message=text) for row in rows]
+
+
+def _news(entries: Iterable[Entry], known: Mapping[str, Entry]) -> tuple[Entry, ...]:
+    """What the ledger lacks or holds for another wish; with the value of ours that the new wish has to replace."""
+    return tuple(
+        [
+            replace(entry, earlier=entry.original) if held is not None and held.is_ours(entry.original) else entry
+            for entry in entries
+            if _is_news(entry, held := known.get(entry.setting.key))
+        ]
+    )
 
 
 def _is_news(entry: Entry, known: Entry | None) -> bool:

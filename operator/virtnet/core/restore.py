@@ -109,7 +109,7 @@ def link(scene: Scene, link: Link, record: LinkRecord, wanted: frozenset[str]) -
             rows.append(_row(link, entry, None, Reason.UNREADABLE, f"cannot be read: {current.reason}"))
         elif entry.deletion is Deletion.RETAIN or current == entry.original:
             forget.append(entry.setting)
-        elif current != entry.wanted:
+        elif not entry.is_ours(current):
             text = f"left as it is: neither what {entry.policy} set nor what was there before"
             skipped.append(_row(link, entry, current, Reason.FOREIGN, text))
             forget.append(entry.setting)
@@ -290,4 +290,4 @@ def _not_removable(link: Link, ours: set[int], scene: Scene, recorded: Recorded)
 def _enslaved_by_us(port: Link, bridge: Link, recorded: Recorded) -> bool:
     record = recorded.links.get(port.ifindex)
     entry = record.entries.get("master") if record else None
-    return entry is not None and entry.wanted == bridge.name and entry.original != bridge.name
+    return entry is not None and entry.is_ours(bridge.name) and entry.original != bridge.name

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
-from virtnet.core.model import EMPTY, Deletion, Entry, Identity, Link, LinkRecord, Made, Recorded, Setting
+from virtnet.core.model import EMPTY, Deletion, Entry, Identity, Link, LinkRecord, Made, Recorded, Setting, Value
 from virtnet.errors import LedgerError, UsageError
 from virtnet.host import codec
 from virtnet.host.journal import Journal
@@ -206,7 +206,7 @@ def _merge(known: Mapping[str, Entry], entries: Iterable[Entry]) -> dict[str, En
     for entry in entries:
         held = merged.get(entry.setting.key)
         if held is not None:
-            entry = Entry(held.setting, held.original, entry.wanted, entry.policy, entry.deletion)  # noqa: PLW2901
+            entry = replace(entry, original=held.original)  # noqa: PLW2901
         merged[entry.setting.key] = entry
     return merged
 
@@ -227,15 +227,19 @@ def _replace(links: dict[int, LinkRecord], record: LinkRecord) -> None:
         links.pop(record.ifindex, None)
 
 
-# --- the lines of the journal: [ifindex, name, kind, mac, [[key, original, wanted, policy, deletion], ...]] -----------
+# --- the lines of the journal: [ifindex, name, kind, mac, [[key, original, wanted, policy, deletion, earlier], ...]] --
 
 
 def _line(record: LinkRecord) -> list[Any]:
     entries = [
-        (entry.setting.key, entry.original, entry.wanted, entry.policy, entry.deletion.value)
+        (entry.setting.key, entry.original, entry.wanted, entry.policy, entry.deletion.value, *_earlier(entry))
         for entry in record.entries.values()
     ]
     return [record.ifindex, record.name, record.kind, record.mac, entries]
+
+
+def _earlier(entry: Entry) -> tuple[Value, ...]:
+    return () if entry.earlier is None else (entry.earlier,)
 
 
 def _read_line(number: int, line: Any) -> LinkRecord:
@@ -250,8 +254,8 @@ def _read_line(number: int, line: Any) -> LinkRecord:
 
 
 def _read_entry(ifindex: int, fields: Sequence[Any]) -> Entry:
-    key, original, wanted, policy, deletion = fields
-    if type(original) not in _VALUES or type(wanted) not in _VALUES:
+    key, original, wanted, policy, deletion, *more = fields
+    if type(original) not in _VALUES or type(wanted) not in _VALUES or (more and type(more[0]) not in _VALUES):
         raise ValueError("not a value")
     # A thousand links have the same few keys and policies. intern raises TypeError on what is not text.
-    return Entry(Setting(ifindex, sys.intern(key)), original, wanted, sys.intern(policy), _DELETIONS[deletion])
+    return Entry(Setting(ifindex, sys.intern(key)), original, wanted, sys.intern(policy), _DELETIONS[deletion], *more)
