@@ -242,6 +242,18 @@ def test_while_the_node_is_held_a_new_policy_and_the_end_of_one_change_nothing(
     eventually(lambda: snapshot(playground) == originals)
 
 
+def test_an_edit_while_the_link_is_held_does_not_lose_the_original(agent: Agent, playground: Playground) -> None:
+    originals = snapshot(playground)
+    agent.wish("lan", LAN)
+    agent.start()
+    assert agent.command("hold").code == 0
+    agent.wish_and_wait("lan", "tap: {match: {names: [tap0]}, offloads: {gro: true}, txQueueLength: 600}", generation=2)
+    agent.wish_and_wait("lan", "tap: {match: {names: [tap0]}, txQueueLength: 700}", generation=3)
+    (agent.policies / "lan.yaml").unlink()
+    assert agent.command("unhold").code == 0
+    eventually(lambda: snapshot(playground) == originals)
+
+
 def test_a_hold_ends_by_itself(agent: Agent, playground: Playground) -> None:
     agent.wish("lan", LAN)
     agent.start()

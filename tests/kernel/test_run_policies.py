@@ -77,6 +77,20 @@ def test_a_contradiction_that_only_arises_from_merging_is_told_to_the_loser_and_
     eventually(lambda: tso(playground, "up0"))
 
 
+def test_a_winner_keeps_what_its_wish_needs_although_another_wants_it_off(agent: Agent, playground: Playground) -> None:
+    agent.wish("winner", "priority: 5\nuplink: {match: {names: [up0]}, offloads: {tso: true}}")
+    agent.wish("loser", "uplink: {match: {names: [up0]}, offloads: {tx: false, sg: false}}")
+    agent.start()
+    agent.wait_until_calm()
+    features = playground.ethtool("up0")
+    assert features["tx-checksum-ip-generic"]["active"]
+    assert features["tx-scatter-gather"]["active"]
+    assert tso(playground, "up0")
+    assert agent.reasons() == dict.fromkeys(
+        [("up0", "uplink.offloads.sg"), ("up0", "uplink.offloads.tx")], "OverriddenBy"
+    )
+
+
 def test_a_policy_for_other_nodes_is_none_here(agent: Agent, playground: Playground) -> None:
     for zone, length in (("a", 100), ("b", 200)):
         agent.wish(zone, f"nodeSelector: {{matchLabels: {{zone: {zone}}}}}\n" + TAP % length)
@@ -140,6 +154,16 @@ def test_edits_of_a_policy_are_no_drift_and_no_fight(agent: Agent, playground: P
         assert queue(playground) == 100 * generation
     assert agent.drifts("lan") == 0
     assert agent.reasons() == {}
+
+
+def test_an_edit_that_the_kernel_refuses_does_not_lose_the_original(agent: Agent, playground: Playground) -> None:
+    agent.wish("lan", "tap: {match: {names: [tap0]}, mtu: 1400}")
+    agent.start()
+    agent.wish_and_wait("lan", "tap: {match: {names: [tap0]}, mtu: 65535}", generation=2)
+    assert agent.reasons() == {("tap0", "tap.mtu"): "Refused"}
+    assert playground.links()["tap0"]["mtu"] == 1400
+    agent.unwish("lan")
+    assert playground.links()["tap0"]["mtu"] == 1500
 
 
 def test_what_a_policy_no_longer_wants_is_put_back_and_the_rest_stays(agent: Agent, playground: Playground) -> None:

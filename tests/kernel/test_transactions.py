@@ -214,6 +214,22 @@ def test_another_content_of_the_same_generation_is_tried(agent: Agent, playgroun
     assert playground.links()["br0"]["mtu"] == 1400
 
 
+def test_after_an_edit_that_went_back_the_end_of_the_policy_still_finds_the_originals(
+    agent: Agent, playground: Playground
+) -> None:
+    originals = snapshot(playground)
+    agent.wish("lan", SAFE + safety())
+    agent.start()
+    edited = CUTTING.replace("60, mtu: 1400", "50, mtu: 1300")
+    agent.wish_and_wait("lan", edited + safety(), generation=2)
+    assert rolled_back(agent) == RISKY
+    assert (option(playground, "br0", "ageing_time"), playground.links()["br0"]["mtu"]) == (6000, 1400)
+    agent.kill()
+    agent.start()
+    agent.unwish("lan")
+    assert snapshot(playground) == originals
+
+
 # --- ended in the middle -----------------------------------------------------------------------------------
 
 
