@@ -15,6 +15,7 @@ class Boundaries:
 
     def __init__(self) -> None:
         self.crossed = 0
+        self._dead = False
         self._actions: dict[int, list[Callable[[], object]]] = {}
 
     def at(self, count: int, action: Callable[[], object]) -> None:
@@ -25,8 +26,17 @@ class Boundaries:
         """Kill the agent after `count` more boundaries: even counts before an act, odd ones after it."""
         self.at(count, self._kill)
 
+    def die_after(self, count: int) -> None:
+        """Kill the agent, and whatever it still tries in its handlers, until `calm()`."""
+
+        def die() -> None:
+            self._dead = True
+
+        self.at(count, die)
+
     def calm(self) -> None:
-        """Forget every action that has not happened yet."""
+        """Forget every action that has not happened yet; who is dead lives again."""
+        self._dead = False
         self._actions.clear()
 
     def cross(self) -> None:
@@ -34,6 +44,8 @@ class Boundaries:
         self.crossed += 1
         for action in self._actions.pop(here, []):
             action()
+        if self._dead:
+            self._kill()
 
     @contextmanager
     def around(self, before: Callable[[], None]) -> Iterator[None]:

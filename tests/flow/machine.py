@@ -136,18 +136,16 @@ class Machine:
         """RTM_DELLINK: ports are released, a process that holds a tap is left with a dead file descriptor."""
         if device.profile.physical or device.link.loopback:
             raise errors.Refused(f"{device.link.name}: Operation not supported")
+        self.unplug(device)
+
+    def unplug(self, device: Device) -> None:
+        """The hardware goes, or a namespace takes the link: its ports are released, what is stacked on it goes too."""
         for port in self.ports(device):
             self.release(port)
         self.release(device)
-        self._remove(device)
-
-    def unplug(self, device: Device) -> None:
-        """The hardware goes, or a namespace takes the link."""
-        self.release(device)
-        self._remove(device)
-
-    def _remove(self, device: Device) -> None:
         del self.devices[device.link.ifindex]
+        for upper in [each for each in self.devices.values() if each.link.lower == device.link.ifindex]:
+            self.unplug(upper)
 
     def rename(self, device: Device, name: str) -> None:
         assert self.find(name) is None, f"there is a link {name} already"

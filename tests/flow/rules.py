@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from virtnet.core.model import Channels, Driver, Features, Rings
 
@@ -42,8 +43,12 @@ NAMED = sum(1 << bit for bit, name in enumerate(FEATURE_NAMES) if name)
 
 def mask(names: str | Iterable[str]) -> int:
     """The bits of kernel feature names (one string with blanks between, or several); unknown ones fail."""
-    words = names.split() if isinstance(names, str) else names
-    return sum(1 << FEATURE_NAMES.index(word) for word in words)
+    return _mask(names if isinstance(names, str) else " ".join(names))
+
+
+@lru_cache(maxsize=1024)
+def _mask(names: str) -> int:
+    return sum(1 << FEATURE_NAMES.index(word) for word in names.split())
 
 
 SG = mask("tx-scatter-gather")

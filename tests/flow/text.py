@@ -18,11 +18,12 @@ import json
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from tests.flow import rules
 from tests.flow.machine import Device, Machine
 from virtnet.core import features
-from virtnet.core.model import BridgeOptions, ModuleStatus, Process, Tun
+from virtnet.core.model import BridgeOptions, Features, ModuleStatus, Process, Tun
 
 FLAGS = frozenset({"down", "no-carrier", "vnet_hdr", "mq", "pi", "transient"})
 SIGNS = "+-~"
@@ -107,30 +108,39 @@ def _switch(on: bool) -> str:
     return "on" if on else "off"
 
 
-def _feature_words(machine: Machine, device: Device) -> Iterator[str]:
-    for short, members in _SHORT_MASKS.items():
-        yield from _group_words(device, short, members & device.features.changeable)
-    now = device.features
-    unusual = now.wanted ^ device.profile.features.wanted | now.active ^ machine.settled(device)
-    for name in features.names_of(unusual & now.changeable & ~_IN_A_SHORT_NAME, rules.FEATURE_NAMES):
-        yield _sign(device, rules.mask(name)) + name
+def _feature_words(machine: Machine, device: Device) -> tuple[str, ...]:
+    start = device.profile.features.wanted
+    words = _words_of_features(device.features, start, machine.settled(device))
     if device.refuses != device.profile.refuses:
-        yield f"refuses={','.join(features.names_of(device.refuses, rules.FEATURE_NAMES))}"
+        return (*words, f"refuses={','.join(features.names_of(device.refuses, rules.FEATURE_NAMES))}")
+    return words
 
 
-def _group_words(device: Device, short: str, members: int) -> Iterator[str]:
+@lru_cache(maxsize=4096)
+def _words_of_features(now: Features, start: int, settled: int) -> tuple[str, ...]:
+    """`start` is what is wanted at first, `settled` what the kernel would have active."""
+    words = []
+    for short, members in _SHORT_MASKS.items():
+        words += _group_words(now, short, members & now.changeable)
+    unusual = now.wanted ^ start | now.active ^ settled
+    for name in features.names_of(unusual & now.changeable & ~_IN_A_SHORT_NAME, rules.FEATURE_NAMES):
+        words.append(_sign(now, rules.mask(name)) + name)
+    return tuple(words)
+
+
+def _group_words(now: Features, short: str, members: int) -> Iterator[str]:
     names = [name for name in features.SHORT[short] if name in rules.FEATURE_NAMES and rules.mask(name) & members]
     if not names:
         return
-    first = _sign(device, rules.mask(names[0]))
+    first = _sign(now, rules.mask(names[0]))
     yield first + short
-    yield from (sign + name for name in names[1:] if (sign := _sign(device, rules.mask(name))) != first)
+    yield from (sign + name for name in names[1:] if (sign := _sign(now, rules.mask(name))) != first)
 
 
-def _sign(device: Device, bit: int) -> str:
-    if device.features.active & bit:
+def _sign(now: Features, bit: int) -> str:
+    if now.active & bit:
         return "+"
-    return "~" if device.features.wanted & bit else "-"
+    return "~" if now.wanted & bit else "-"
 
 
 def _people_words(device: Device) -> Iterator[str]:
@@ -338,7 +348,7 @@ def _read_actives(machine: Machine, words: Words) -> None:
     for name, sign in said.items():
         if sign == "~":
             device.features = replace(device.features, active=device.features.active & ~rules.mask(name))
-        shown = _sign(device, rules.mask(name))
+        shown = _sign(device.features, rules.mask(name))
         assert shown == sign, f"{words.name}: {sign}{name} cannot be, it would be {shown}{name}"
 
 
