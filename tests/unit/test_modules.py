@@ -285,6 +285,19 @@ def test_the_field_that_asked_is_the_one_that_is_named() -> None:
     assert [row.setting for row in steps[0].rows] == ["vhost.mode"]
 
 
+def test_what_cannot_be_had_is_unmet_and_so_no_drift_when_it_can_be_had_at_last() -> None:
+    used = there("Loaded", refcount=1, files={RULE_FILE: NOT_OURS})
+    for wanted, keys in (
+        (want("Absent", persist=True), {"state", "persist"}),
+        (want("Loaded", 1), {"parameters.experimental_zcopytx"}),
+        (modules.ModuleWant(ModuleWish.ABSENT, "vhost", path="vhost.mode", persist=False), {"state"}),
+    ):
+        _, rows = modules.diff(wanted, used)
+        assert set(modules.unmet(wanted, rows)) == {Setting("vhost_net", key) for key in keys}
+    _, rows = modules.diff(want("Loaded"), used)
+    assert list(modules.unmet(want("Loaded"), rows)) == []
+
+
 def test_every_wanted_setting_is_claimed_with_what_was_there() -> None:
     entries = modules.claims(want("Loaded", 1, persist=True), there("Loaded", files={LOAD_FILE: LOADS}))
     assert [(entry.setting.key, entry.original, entry.wanted, entry.policy) for entry in entries] == [

@@ -95,6 +95,13 @@ def diff(want: ModuleWant, observed: ModuleState, lost: Mapping[str, int] = EMPT
     return steps, rows
 
 
+def unmet(want: ModuleWant, rows: Iterable[Row]) -> Iterator[Setting]:
+    """The settings that these rows of `diff` say cannot be had now: nobody has seen them as wanted."""
+    keys = {want.path: "state", PERSIST_PATH: "persist"}
+    keys |= {PARAMETER_PATH + name: PARAMETER + name for name, _, _ in want.parameters}
+    return (Setting(want.name, keys[row.setting]) for row in rows)
+
+
 def claims(want: ModuleWant, observed: ModuleState) -> list[Entry]:
     """An entry for every setting that `want` manages, with what is there now as its original."""
     entries = []

@@ -158,6 +158,7 @@ class _Builder:
             steps, rows = modules.diff(want, observed, modules.lost(self.recorded.module, want))
             self._module_steps(steps)
             self.rows += rows
+            self.unmet.update(modules.unmet(want, rows))
             self._module_originals(claims)
         wanted = modules.keys(self.recorded.module, claims, want, self.frozen.module)
         stale = {key: entry for key, entry in self.recorded.module.items() if key not in wanted}
