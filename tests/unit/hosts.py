@@ -214,6 +214,7 @@ def record(
     link: Link,
     deletion: Deletion = Deletion.RESTORE,
     policy: str = "old",
+    /,
     **settings: tuple[Value | None, Value | None],
 ) -> LinkRecord:
     """Settings by key with `__` for "." (`rings__rx`) and `feature_` for "feature:": (original, wanted)."""
