@@ -231,11 +231,12 @@ class _Builder:
             compared = (want, link, features, record, state.links.get(link.master), self.standing.knows(link))
             known = quiet.get(ifindex)
             if known is not None and all(map(_same, known, compared)):
-                self.reflexes[ifindex] = known[-1]  # type: ignore[assignment]
+                if known[-1] is not None:
+                    self.reflexes[ifindex] = known[-1]  # type: ignore[assignment]
                 continue
             quiet.pop(ifindex, None)
             if self._link(link, want, features, record) and _is_memorable(want):
-                quiet[ifindex] = (*compared, self.reflexes.get(ifindex, (0, 0)))
+                quiet[ifindex] = (*compared, self.reflexes.get(ifindex))
 
     def _link(
         self, link: Link, want: LinkWant, features: Features | Unreadable | None, record: LinkRecord | None
