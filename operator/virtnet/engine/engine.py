@@ -21,7 +21,7 @@ from virtnet.core import links as link_rules
 from virtnet.core import report
 from virtnet.core.model import DONE, Node, Policy, Reason, Row, Setting, Value
 from virtnet.core.standing import Refusal, Standing
-from virtnet.engine import drift, holds
+from virtnet.engine import drift, heap, holds
 from virtnet.engine.fights import Fights, Thresholds
 from virtnet.engine.metrics import Metrics
 from virtnet.engine.reflex import FastHost, Monitor, Reflex
@@ -30,6 +30,10 @@ from virtnet.host import records, suspects
 from virtnet.host.state import StateDir
 
 log = logging.getLogger(__name__)
+
+
+SETTLED_SECONDS = 2.0
+"""After the first pass: by then what it left behind is garbage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +193,9 @@ class Engine:
         self.metrics.pass_seconds.observe(time.perf_counter() - started)
         self._log(outcome, why, time.perf_counter() - started)
         self._after(outcome)
-        self.looked.set()
+        if not self.looked.is_set():
+            self.looked.set()
+            asyncio.get_running_loop().call_later(SETTLED_SECONDS, heap.trim)
 
     async def _pass(self) -> reconcile.Outcome:
         assert self.policies is not None
@@ -247,7 +253,7 @@ class Engine:
         self._remember_refusals(outcome)
         first, longest = self.options.retries
         self._retry = min(self._retry * 2, longest) if _may_pass(outcome) else first
-        self.last = outcome
+        self.last = replace(outcome, first=outcome.last, applied=())
         self._wait_for_users(outcome)
         self._report(outcome)
 

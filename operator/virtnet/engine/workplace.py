@@ -19,7 +19,7 @@ from virtnet import errors, reconcile
 from virtnet.core import foresight
 from virtnet.core.model import HostState, Interest, Node, Policy, Recorded
 from virtnet.core.standing import Standing
-from virtnet.engine import holds
+from virtnet.engine import heap, holds
 from virtnet.engine.probing import NetworkProber
 from virtnet.engine.transactions import Transactions
 from virtnet.host import LinuxHost, records
@@ -73,6 +73,7 @@ class Workplace:
         write: bool,
     ) -> Iterator[Workplace]:
         """Open everything; with `write` the state directory is locked (`StateBusy` names who holds it)."""
+        heap.settle()
         path = state_dir or default_state_dir(netns)
         namespace = Namespace.named(netns) if netns else Namespace(None)
         node = this_node(node_name, node_labels or {})
