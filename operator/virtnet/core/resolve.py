@@ -278,9 +278,9 @@ class _Resolver:
         named += [(tap.name, "tap.create") for tap in (policy.tap.create if policy.tap else ())]
         for name, path in named:
             link = self.topology.by_name.get(name)
-            if link is not None:
+            if link is not None and (link.is_tap or path == "bridge.ports"):
                 self._add(link, (position, path, name))
-            elif path == "bridge.ports":
+            elif link is None and path == "bridge.ports":
                 text = f"no link is named {name}"
                 self.rows.append(Row(f"link/{name}", path, policy.bridge.name, None, Reason.MISSING, text, policy.name))
 
