@@ -142,6 +142,16 @@ class Agent:
         done = subprocess.run(words, capture_output=True, text=True, timeout=seconds, check=False)
         return Done(done.returncode, done.stdout, done.stderr)
 
+    @contextmanager
+    def running(self, name: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """Another command, while it runs; nothing of it outlives the block."""
+        words, pipe = [*self._words(name), *arguments], subprocess.PIPE
+        with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True) as child:
+            try:
+                yield child
+            finally:
+                child.kill()
+
     def _words(self, name: str, by_name: bool = False) -> list[str]:
         netns = self.playground.netns
         inside = ["nsenter", f"--net=/run/netns/{netns}", "--"] if netns and not by_name else []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -389,37 +388,3 @@ def test_what_the_agent_has_given_up_for_now_is_no_pending_change(
     found = json.loads(virtnet("inspect", "-o", "json").stdout)
     assert [(row["setting"], row["reason"]) for row in found["settings"]] == [("uplink.offloads.gro", "Contended")]
     assert {each["type"]: each["status"] for each in found["conditions"]}["Ready"] == "False"
-
-
-# --- interrupted -------------------------------------------------------------------------------------------
-
-SERVE_ONCE = """
-import socket, subprocess
-server = socket.create_server(("192.0.2.9", 4711))
-print("serving", flush=True)
-server.accept()
-subprocess.run(["ip", "addr", "flush", "dev", "far0"], check=True)
-print("cut off", flush=True)
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_apply_that_is_interrupted_in_a_transaction_rolls_it_back_first(
-    number: signal.Signals, virtnet: Command, playground: Playground, tmp_path: Path
-) -> None:
-    playground.batch("addr add 192.0.2.9/32 dev far0", "link set lo up")
-    server = playground.start(sys.executable, "-c", SERVE_ONCE)
-    assert server.stdout is not None
-    assert server.stdout.readline() == "serving\n"
-    safety = "  safety: {timeoutSeconds: 30, probes: {gateway: false, tcp: ['192.0.2.9:4711']}}\n"
-    path = written(tmp_path / "mtu.yaml", LAN.replace("    offloads: {gro: false}", "    mtu: 1400") + safety)
-    before = snapshot(playground)
-    child = virtnet.start("apply", path)
-    wait_for(lambda: playground.links()["tap0"]["mtu"] == 1400)
-    assert server.stdout.readline() == "cut off\n"
-    child.send_signal(number)
-    out, err = child.communicate(timeout=10)
-    assert child.returncode == 128 + number, out + err
-    assert "Traceback" not in err
-    assert playground.links()["tap0"]["mtu"] == 1500
-    assert snapshot(playground)["ageing"] == before["ageing"]

@@ -149,7 +149,7 @@ def test_the_end_of_a_frozen_policy_restores(agent: Agent, playground: Playgroun
 def test_edits_of_a_policy_are_no_drift_and_no_fight(agent: Agent, playground: Playground) -> None:
     agent.wish("lan", TAP % 100)
     agent.start()
-    for generation in range(2, 9):
+    for generation in range(2, 8):
         agent.wish_and_wait("lan", TAP % (100 * generation), generation)
         assert queue(playground) == 100 * generation
     assert agent.drifts("lan") == 0
