@@ -222,41 +222,47 @@ class _Builder:
         state, quiet = self.scene.state, self.memory.quiet
         for ifindex in quiet.keys() - self.desired.links.keys():
             del quiet[ifindex]
+        said = self._said()
         for ifindex, want in self.desired.links.items():
             link = state.links.get(ifindex)
             if link is None:
                 continue
             features = state.features.get(ifindex)
             record = self.recorded.links.get(ifindex)
-            compared = (want, link, features, record, state.links.get(link.master), self.standing.knows(link))
+            knows = self.standing.knows(link)
+            compared = (want, link, features, record, state.links.get(link.master), knows)
             known = quiet.get(ifindex)
             if known is not None and all(map(_same, known, compared)):
                 if known[-1] is not None:
                     self.reflexes[ifindex] = known[-1]  # type: ignore[assignment]
                 continue
             quiet.pop(ifindex, None)
-            if self._link(link, want, features, record) and _is_memorable(want):
+            self._link(link, want, features, record, knows)
+            before, said = said, self._said()
+            if said == before and not knows and _is_memorable(want):
                 quiet[ifindex] = (*compared, self.reflexes.get(ifindex))
 
     def _link(
-        self, link: Link, want: LinkWant, features: Features | Unreadable | None, record: LinkRecord | None
-    ) -> bool:
-        """Everything about one wanted link; whether there was nothing to do and nothing to say."""
-        before = self._said()
+        self,
+        link: Link,
+        want: LinkWant,
+        features: Features | Unreadable | None,
+        record: LinkRecord | None,
+        knows: bool,
+    ) -> None:
+        """Everything about one wanted link; `knows` as Standing.knows says of it."""
         if record is not None and restore.is_other_link(record, link):
             self.gone.append(link.ifindex)
             record = None
         elif record is not None and record.name != link.name:
             self.renamed.append(link)
-        knows = self.standing.knows(link)
         self._attrs(link, want, knows)
         if want.features is not None and features is not None:
             self._features(link, want.features, features, knows)
         self._originals(link, want, record, features)
-        return self._said() == before and not knows
 
     def _said(self) -> tuple[int, ...]:
-        """Asked twice for each link that is compared: spelled out, it costs a third of a loop over the parts."""
+        """What there is to do and to say so far, as lengths. Spelled out, it costs a third of a loop over the parts."""
         return (
             len(self.steps),
             len(self.rows),

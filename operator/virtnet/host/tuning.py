@@ -10,6 +10,7 @@ import errno
 import struct
 import sys
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import TypeVar
 
 from virtnet.core.model import Channels, Driver, Link, Ref, Rings, Unreadable
@@ -171,6 +172,12 @@ def driver(connection: Connection, name: str) -> Driver | None:
         if error.errno in (errno.EOPNOTSUPP, errno.ENODEV):
             return None
         raise netlink.error(error.errno or 0, f"read the driver of {name}") from error
+    return _driver(bytes(information))
+
+
+@lru_cache(maxsize=64)
+def _driver(information: bytes) -> Driver:
+    """A thousand virtual links say the same: they share one object."""
     _, kind, version, firmware, bus, *_ = _DRVINFO.unpack(information)
     return Driver(_ascii(kind), _ascii(version), _ascii(bus), _ascii(firmware))
 
