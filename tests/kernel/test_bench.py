@@ -67,9 +67,11 @@ def test_a_report_is_the_same_after_its_way_through_a_pipe() -> None:
 def test_a_process_that_a_benchmark_starts_dies_with_it() -> None:
     """Killed in the middle, it leaves neither processes nor, with them, its network namespace."""
     program = (
-        "import os, signal, sys\n"
+        "import os, signal, subprocess\n"
         "from tests.bench import place\n"
-        "with place.process([*place.DIE_WITH_US, 'sleep', '60']) as child:\n"
+        "words = [*place.DIE_WITH_US, 'sh', '-c', 'echo ready; exec sleep 60']\n"
+        "with place.process(words, stdout=subprocess.PIPE) as child:\n"
+        "    assert child.stdout.readline()\n"
         "    print(child.pid, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
