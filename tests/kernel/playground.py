@@ -117,4 +117,5 @@ def _remove_links(playground: Playground, kept: set[str]) -> None:
     for name in playground.links():
         if name not in kept and name in playground.links():
             playground.run(f"ip link del {name}")
-    playground.run("ip link set lo down")
+    # The kernel gives lo its own addresses again when it is set up (inetdev_event, init_loopback).
+    playground.batch("link set lo down", "addr flush dev lo")
