@@ -123,18 +123,11 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path: Path, capsys: py
     assert "cannot be written" in capsys.readouterr().err
 
 
-def test_help_needs_neither_tables_nor_models_nor_the_engine_and_is_quick() -> None:
+def test_help_needs_neither_tables_nor_models_nor_the_engine() -> None:
     program = "import sys; from virtnet.__main__ import main; main(['--help']); print(*sys.modules)"
     loaded = python(program).stdout.splitlines()[-1].split()
     heavy = {"rich", "pydantic", "yaml", "kopf", "kubernetes", "pyroute2", "prometheus_client", "virtnet.engine"}
     assert heavy & set(loaded) == set()
-    assert min(_seconds_of_help() for _ in range(5)) < 0.5
-
-
-def _seconds_of_help() -> float:
-    begun = time.perf_counter()
-    assert python("from virtnet.__main__ import main; main(['--help'])").returncode == 0
-    return time.perf_counter() - begun
 
 
 def test_run_comes_near_neither_the_command_line_nor_the_table_library() -> None:

@@ -7,10 +7,8 @@ import json
 import os
 import resource
 import shutil
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -472,32 +470,21 @@ def test_one_who_only_looks_sees_everything_and_touches_nothing(state: StateDir,
     assert journal_path.read_bytes() == before
 
 
-# --- its cost ----------------------------------------------------------------------------------------------
+# --- many links --------------------------------------------------------------------------------------------
 
 
-def test_a_thousand_links_open_and_record_within_their_budget(state: StateDir) -> None:
+def test_a_thousand_links_are_there_again_after_a_restart(state: StateDir, journal_path: Path) -> None:
     ledger = Ledger(state, HERE)
     links = [Link(n, f"tap{n}", "tun", f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}") for n in range(1, 1001)]
-    recorded = [seconds(lambda link=link: ledger.record(link, two(link))) for link in links]
-    assert statistics.median(recorded) < 100e-6 * SLACK
+    for link in links:
+        ledger.record(link, two(link))
     ledger.close()
+    assert journal_path.read_bytes().count(b"\n") == 1001
     assert len(Ledger(state, HERE).recorded.links) == 1000
-    assert min(seconds(lambda: Ledger(state, HERE).close()) for _ in range(3)) < 50e-3 * SLACK
-
-
-def seconds(act: Callable[[], object]) -> float:
-    """Processor time: what others do on this machine does not count."""
-    start = time.process_time()
-    act()
-    return time.process_time() - start
 
 
 def two(link: Link) -> list[Entry]:
     return [entry(link, "feature:rx-gro", True, False), entry(link, "mtu", 1500, 9000)]
-
-
-SLACK = 3
-"""For a slow machine. The median and the best of three: collecting the garbage of all other tests is not our cost."""
 
 
 # --- against a model ---------------------------------------------------------------------------------------
