@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from virtnet.core import creations, links, modules, offloads, restore, select
-from virtnet.core import features as feature_names
+from virtnet.core import creations, dragged, links, modules, offloads, restore, select
 from virtnet.core.links import Scene
 from virtnet.core.model import (
+    EMPTY,
     CreateBridge,
     CreateTap,
     DeleteLink,
@@ -127,11 +127,12 @@ class _Builder:
         self.reflexes: dict[int, tuple[int, int]] = {}
         self.unmet: set[Setting] = set()
         self.skipped: list[Row] = []
-        self.frozen = restore.Frozen.of(desired.audits, scene)
+        kept = dragged.kept_below((desired, *desired.audits), scene.topology)
+        self.frozen = restore.Frozen.of(desired.audits, scene, kept)
 
     def plan(self) -> Plan:
         return Plan(
-            (*self.first, *sorted(self.steps, key=_position)),
+            (*self.first, *sorted(self.steps, key=self._place)),
             tuple(self.rows),
             tuple(self.originals),
             tuple(self.forget),
@@ -142,6 +143,11 @@ class _Builder:
             frozenset(self.unmet),
             tuple(self.skipped),
         )
+
+    def _place(self, step: Step) -> tuple[int, int]:
+        """Features of uppers first: what an upper forbids (LRO) its lower does not get back when asked before it."""
+        link = self.scene.state.links.get(step.change.link.ifindex) if isinstance(step.change, SetFeatures) else None
+        return _position(step), sum(1 for _ in self.scene.topology.above(link)) if link else 0
 
     def _deletion(self, policy: str) -> Deletion:
         known = self.desired.policies.get(policy)
@@ -360,38 +366,41 @@ class _Builder:
             wish = offloads.enforced(want.features, features)
             if known.keys() == wish.keys and offloads.are_recorded(wish, known, self._deletion):
                 return
-        entries = [*self._attr_entries(link, want)]
-        if isinstance(features, Features):
-            entries += self._side_effects(link, want, features)
-            if want.features is not None:
-                wish = offloads.enforced(want.features, features)
-                entries += offloads.entries(wish, link, features, self._deletion)
-        news = _news(entries, known)
-        if news:
-            self.originals.append((link, news))
+        entries = [*self._attr_entries(link, want, known)]
+        for other, entry in dragged.entries(self.scene, link, want, self._deletion):
+            if other is link:
+                entries.append(entry)
+            else:
+                self._note(other, [entry], self._known(other))
+        if isinstance(features, Features) and want.features is not None:
+            wish = offloads.enforced(want.features, features)
+            entries += offloads.entries(wish, link, features, self._deletion)
+        self._note(link, entries, known)
         if record is not None:
             wanted = {entry.setting.key for entry in entries}
-            wanted |= restore.side_effects(wanted)
+            wanted |= dragged.keys(wanted)
             if not known.keys() <= wanted:
                 self._restore(link, record, wanted)
 
-    def _attr_entries(self, link: Link, want: LinkWant) -> Iterable[Entry]:
+    def _note(self, link: Link, entries: Iterable[Entry], known: Mapping[str, Entry]) -> None:
+        news = _news(entries, known)
+        if news:
+            self.originals.append((link, news))
+
+    def _known(self, link: Link) -> Mapping[str, Entry]:
+        record = self.recorded.links.get(link.ifindex)
+        return EMPTY if record is None or restore.is_other_link(record, link) else record.entries
+
+    def _attr_entries(self, link: Link, want: LinkWant, known: Mapping[str, Entry]) -> Iterable[Entry]:
         for attr in want.attrs:
             current = links.observed_value(self.scene.state, link, attr.key)
+            if attr.key == "mtu" and link.bridge is not None and attr.key not in known:
+                current = dragged.mtu_before_us(self.scene, self.recorded, link)
             there = current is not None or attr.key in ("master", "owner", "group")
             if there and not isinstance(current, Unreadable):
                 setting = Setting(link.ifindex, attr.key)
                 wanted = self.standing.answer(setting, attr.value, current)
                 yield Entry(setting, current, wanted, attr.policy, self._deletion(attr.policy))
-
-    def _side_effects(self, link: Link, want: LinkWant, features: Features) -> Iterable[Entry]:
-        """Enslaving makes the kernel switch LRO off (dev_disable_lro): that is a change of ours."""
-        master = want.attr("master")
-        if master is None or link.master:
-            return
-        if features.wanted & feature_names.mask_of(("rx-lro",), self.scene.state.feature_names):
-            setting = Setting(link.ifindex, "feature:rx-lro")
-            yield Entry(setting, True, False, master.policy, self._deletion(master.policy))
 
     # --- what is no longer wanted ---
 
@@ -419,7 +428,8 @@ class _Builder:
             self._put_back(step.rows[0].subject.removeprefix("link/"), step)
 
     def _restore(self, link: Link, record: LinkRecord, wanted: set[str]) -> None:
-        found = restore.link(self.scene, link, record, frozenset(wanted) | self.frozen.keys(link.ifindex))
+        staying = frozenset(wanted) | self.frozen.keys(link.ifindex) | dragged.waiting(self.scene, self.recorded, link)
+        found = restore.link(self.scene, link, record, staying)
         self.forget += found.forget
         self.rows += found.rows
         self.skipped += found.skipped

@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from virtnet.core import dragged, links, offloads
 from virtnet.core import features as feature_names
-from virtnet.core import links, offloads
 from virtnet.core.links import Scene
 from virtnet.core.model import (
+    EMPTY,
     Change,
     DeleteLink,
     Deletion,
@@ -50,8 +51,9 @@ class Frozen:
     policies: frozenset[str]
 
     @staticmethod
-    def of(audits: tuple[Desired, ...], scene: Scene) -> Frozen:
-        found: dict[int, frozenset[str]] = {}
+    def of(audits: tuple[Desired, ...], scene: Scene, kept: Mapping[int, frozenset[str]] = EMPTY) -> Frozen:
+        """`kept`: keys by ifindex that stay as they are for another reason."""
+        found = dict(kept)
         module: set[str] = set()
         for audit in audits:
             for ifindex, want in audit.links.items():
@@ -71,12 +73,7 @@ def wanted_keys(want: LinkWant, features: Features | Unreadable | None) -> froze
     keys = frozenset(attr.key for attr in want.attrs)
     if want.features is not None and isinstance(features, Features):
         keys |= offloads.enforced(want.features, features).keys
-    return keys | side_effects(keys)
-
-
-def side_effects(keys: frozenset[str] | set[str]) -> frozenset[str]:
-    """Settings that change along with wanted ones: a port has no LRO."""
-    return frozenset({"feature:rx-lro"}) if "master" in keys else frozenset()
+    return keys | dragged.keys(keys)
 
 
 def is_other_link(record: LinkRecord, link: Link) -> bool:
