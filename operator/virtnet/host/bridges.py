@@ -14,14 +14,19 @@ from virtnet.host.netlink import Connection
 
 CENTISECONDS = 100  # USER_HZ, the unit of the kernel's bridge times
 
-_OPTIONS: Mapping[str, Callable[[int], bytes]] = {
-    "stp": lambda value: netlink.u32(links.BRIDGE_STP, value),
-    "forwardDelaySeconds": lambda value: netlink.u32(links.BRIDGE_FORWARD_DELAY, value * CENTISECONDS),
-    "ageingTimeSeconds": lambda value: netlink.u32(links.BRIDGE_AGEING_TIME, value * CENTISECONDS),
-    "multicastSnooping": lambda value: netlink.u8(links.BRIDGE_MULTICAST_SNOOPING, value),
-    "vlanFiltering": lambda value: netlink.u8(links.BRIDGE_VLAN_FILTERING, value),
-    "groupForwardMask": lambda value: netlink.u16(links.BRIDGE_GROUP_FORWARD_MASK, value),
+_OPTIONS: Mapping[str, Callable[[Value], bytes]] = {
+    "stp": lambda value: netlink.u32(links.BRIDGE_STP, int(value)),
+    "forwardDelaySeconds": lambda value: netlink.u32(links.BRIDGE_FORWARD_DELAY, _centiseconds(value)),
+    "ageingTimeSeconds": lambda value: netlink.u32(links.BRIDGE_AGEING_TIME, _centiseconds(value)),
+    "multicastSnooping": lambda value: netlink.u8(links.BRIDGE_MULTICAST_SNOOPING, int(value)),
+    "vlanFiltering": lambda value: netlink.u8(links.BRIDGE_VLAN_FILTERING, int(value)),
+    "groupForwardMask": lambda value: netlink.u16(links.BRIDGE_GROUP_FORWARD_MASK, int(value)),
 }
+
+
+def _centiseconds(seconds: Value) -> int:
+    """Originals that are no whole seconds are text, such as "0.5"."""
+    return round(float(seconds) * CENTISECONDS)
 
 
 def create(connection: Connection, name: str) -> None:
@@ -42,7 +47,7 @@ def set_options(connection: Connection, ref: Ref, options: tuple[tuple[str, Valu
     failed: list[HostError] = []
     for name, value in sorted(options, key=_order):
         try:
-            _set_option(connection, ref.name, ifindex, name, int(value))
+            _set_option(connection, ref.name, ifindex, name, value)
         except HostError as error:
             failed.append(error)
     if failed:
@@ -64,7 +69,7 @@ def _order(option: tuple[str, Value]) -> int:
     return 2 if value else 0
 
 
-def _set_option(connection: Connection, bridge: str, ifindex: int, name: str, value: int) -> None:
+def _set_option(connection: Connection, bridge: str, ifindex: int, name: str, value: Value) -> None:
     data = netlink.nest(links.INFO_DATA, _OPTIONS[name](value))
     info = netlink.nest(links.LINK_INFO, netlink.text(links.INFO_KIND, "bridge"), data)
     body = links.HEADER.pack(0, 0, ifindex, 0, 0) + info
