@@ -256,8 +256,16 @@ class FakeHost:
         self.machine.set_tx_queue_length(self._find(change.link), change.length)
 
     def _set_bridge_options(self, change: SetBridgeOptions) -> None:
+        """One message for each, stp off first and on last; what was refused is told when all were tried."""
         device = self._find(change.link)
-        self.machine.set_bridge(device, dict(_kernel_option(name, value) for name, value in change.options))
+        refused: list[errors.HostError] = []
+        for name, value in sorted(change.options, key=_stp_apart):
+            try:
+                self.machine.set_bridge(device, dict([_kernel_option(name, value)]))
+            except errors.HostError as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
 
     def _set_master(self, change: SetMaster) -> None:
         device = self._find(change.link)
@@ -353,6 +361,11 @@ def _readable(device: Device, surface: str, value: Any) -> Any:
 
 def _kernel_option(name: str, value: Value) -> tuple[str, int]:
     assert name in BRIDGE_OPTIONS, f"the fake host does not know the bridge option {name}"
-    assert not isinstance(value, str), f"bridge option {name}: {value!r}"
     field, units = BRIDGE_OPTIONS[name]
-    return field, value * units
+    assert units > 1 or not isinstance(value, str), f"bridge option {name}: {value!r}"
+    return field, round(float(value) * units)
+
+
+def _stp_apart(option: tuple[str, Value]) -> int:
+    name, value = option
+    return 0 if name != "stp" else 1 if value else -1

@@ -171,10 +171,23 @@ class Judge:
                 yield f"makes {change.name} before that is recorded"
         elif isinstance(change, LoadModule | UnloadModule | WriteModuleFile | RemoveModuleFile):
             yield from _unrecorded_module(change, recorded.module)
-        elif (device := self._find(change.link)) is not None and device.link.ifindex not in self.made:
-            record = recorded.links.get(device.link.ifindex)
-            missing = [key for key in touched(change, device) if record is None or key not in record.entries]
-            yield from (f"touches {key} of {device.link.name}, whose original is not recorded" for key in missing)
+        elif (device := self._find(change.link)) is not None:
+            yield from self._unrecorded_link(device, touched(change, device))
+            if isinstance(change, SetMaster) and change.master is not None:
+                yield from self._unrecorded_below(device)
+
+    def _unrecorded_below(self, device: Device) -> Iterator[str]:
+        """`dev_disable_lro()` goes down to the slaves of a bond and the real device of a vlan."""
+        for lower in self.machine.below(device):
+            yield from self._unrecorded_link(lower, ["feature:rx-lro"] if lower.features.wanted & rules.LRO else [])
+            yield from self._unrecorded_below(lower)
+
+    def _unrecorded_link(self, device: Device, keys: list[str]) -> Iterator[str]:
+        if self.ledger is None or device.link.ifindex in self.made:
+            return
+        record = self.ledger.recorded.links.get(device.link.ifindex)
+        missing = [key for key in keys if record is None or key not in record.entries]
+        yield from (f"touches {key} of {device.link.name}, whose original is not recorded" for key in missing)
 
 
 def _unrecorded_module(change: Change, recorded: Collection[str]) -> Iterator[str]:

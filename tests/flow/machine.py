@@ -287,10 +287,11 @@ class Machine:
     def _disable_lro(self, device: Device) -> None:
         """`dev_disable_lro()`: also what is wanted, and on every link below."""
         self._want(device, device.features.wanted & ~rules.LRO)
-        for below in self._below(device):
+        for below in self.below(device):
             self._disable_lro(below)
 
-    def _below(self, device: Device) -> list[Device]:
+    def below(self, device: Device) -> list[Device]:
+        """The slaves of a bond or team, a vlan's real device."""
         real = self.devices.get(device.link.lower)
         slaves = self.ports(device) if device.link.kind in {"bond", "team"} else []
         return [*([real] if real else []), *slaves]

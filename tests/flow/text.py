@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
 from tests.flow import rules
-from tests.flow.machine import Device, Machine
+from tests.flow.machine import STP_DELAY, Device, Machine
 from virtnet.core import features
 from virtnet.core.model import BridgeOptions, Features, ModuleStatus, Process, Tun
 
@@ -305,7 +305,9 @@ def _read_bridge(options: BridgeOptions, words: Words) -> BridgeOptions:
     values |= {name: round(float(said) * 100) for word, name in times.items() if (said := words.take(word))}
     mask = words.take_number("mask")
     values |= {} if mask is None else {"group_forward_mask": mask}
-    return replace(options, **values)  # type: ignore[arg-type]
+    then = replace(options, **values)  # type: ignore[arg-type]
+    assert not then.stp or then.forward_delay in STP_DELAY, f"{words.name}: no delay with stp: {then.forward_delay}"
+    return then
 
 
 def read_process(word: str) -> Process:
