@@ -276,7 +276,7 @@ class _Pass:
         unknown = [made for made in self.ledger.recorded.made.values() if not made.ifindex]
         for made in unknown:
             link = state.by_name(made.name)
-            if link is not None and made.kind == ("tap" if link.is_tap else link.kind):
+            if link is not None and made.is_it(link):
                 try:
                     self.ledger.record_made(replace(made, ifindex=link.ifindex))
                 except errors.LedgerError as error:

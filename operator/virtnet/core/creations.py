@@ -49,7 +49,7 @@ def _change(creation: Creation) -> CreateBridge | CreateTap:
 def _again(creation: Creation, link: Link, recorded: Recorded, scene: Scene) -> tuple[list[Step], list[Row]]:
     """multi_queue is fixed when a tap is made: only one that we made and nobody holds is made again."""
     made = recorded.made.get(link.name)
-    if made is None or made.ifindex not in (0, link.ifindex):
+    if made is None or not made.is_it(link):
         text = f"multiQueue of {link.name} is fixed at creation, and it was not made here; delete it or drop multiQueue"
         return [], [_row(creation, "tap", Reason.FOREIGN, text)]
     held = links.held_by(scene.state, link)

@@ -688,6 +688,12 @@ class Made:
     policy: str
     deletion: Deletion = Deletion.RESTORE
 
+    def is_it(self, link: Link) -> bool:
+        """Whether this is the link that we made; as long as its ifindex is not known, by its name and kind."""
+        if self.ifindex:
+            return self.ifindex == link.ifindex
+        return self.name == link.name and self.kind == ("tap" if link.is_tap else link.kind)
+
 
 @dataclass(frozen=True, slots=True)
 class Recorded:

@@ -203,7 +203,7 @@ def removals(desired: Desired, scene: Scene, recorded: Recorded, frozen: Frozen)
     deleted, forget = [], []
     for name, made in recorded.made.items():
         link = scene.topology.by_name.get(name)
-        if link is None or made.ifindex not in (0, link.ifindex):
+        if link is None or not made.is_it(link):
             if name not in wanted or link is not None:
                 forget.append(name)
         elif name not in wanted:
