@@ -58,12 +58,19 @@ class Transactions:
     # --- what went back before ---
 
     def standing(self, policies: Iterable[Policy]) -> dict[tuple[str, str], str]:
-        """(link name, key) -> why it is not tried again, for the versions of the policies that are in force."""
+        """(link name, key) -> why it is not tried again, for the versions of the policies that are in force.
+
+        What another version did is forgotten: whoever comes back to the earlier one asks for it anew.
+        """
         versions = {policy.name: policy.version for policy in policies}
+        self.rolled_back = {
+            name: went_back
+            for name, went_back in self.rolled_back.items()
+            if versions.get(name, REMOVED) == went_back.version
+        }
         found: dict[tuple[str, str], str] = {}
-        for name, went_back in self.rolled_back.items():
-            if versions.get(name, REMOVED) == went_back.version:
-                found |= dict.fromkeys(went_back.settings, went_back.message)
+        for went_back in self.rolled_back.values():
+            found |= dict.fromkeys(went_back.settings, went_back.message)
         return found
 
     def forgive(self) -> None:
@@ -83,7 +90,7 @@ class Transactions:
             self._remember(pending, text)
         else:
             text = "interrupted by a reboot: nothing of it is left"
-        records.forget_pending(self.state)
+        self._forget(pending)
         return f"transaction of policy {pending.policy}: {text}"
 
     # --- one transaction ---
@@ -94,13 +101,14 @@ class Transactions:
         if not safety.rollback:
             return await self._make_all(steps, safety, None)
         pending = self._pending(policy, known.version if known else REMOVED, steps, look)
-        probes = self.prober.probes(safety)
-        baseline = await self.prober.working(probes, min(BASELINE_SECONDS, safety.timeout_seconds))
         try:
+            probes = self.prober.probes(safety)
+            baseline = await self.prober.working(probes, min(BASELINE_SECONDS, safety.timeout_seconds))
             records.write_pending(self.state, pending)
         except errors.LedgerError as error:
-            text = f"not begun: what would undo it cannot be recorded: {error}"
-            return {setting: (Reason.FAILED, text) for step in steps for setting, _ in step.settings}
+            return _not_begun(steps, f"what would undo it cannot be recorded: {error}")
+        except errors.HostError as error:
+            return _not_begun(steps, f"what the node can reach cannot be known: {error}")
         return await self._guarded(steps, safety, pending, baseline)
 
     async def _guarded(
@@ -118,7 +126,7 @@ class Transactions:
             self._roll_back(pending, "interrupted by an error and put back")
             raise
         if not lost:
-            records.forget_pending(self.state)
+            self._forget(pending)
             return failures
         text = "; ".join(f"{probe}: {why}" for probe, why in lost.items())
         message = f"put back because the node lost its way: {text}"
@@ -164,8 +172,15 @@ class Transactions:
         """Everything goes back, and it is on disk that it did before the transaction is forgotten."""
         failed = self._undo(pending.inverse)
         self._remember(pending, message + failed)
-        records.forget_pending(self.state)
+        self._forget(pending)
         log.warning("transaction of policy %s: %s%s", pending.policy, message, failed)
+
+    def _forget(self, pending: records.Pending) -> None:
+        """On a disk that refuses this, the next start puts a transaction back that was good: it is said, no more."""
+        try:
+            records.forget_pending(self.state)
+        except errors.LedgerError as error:
+            log.error("cannot record that the transaction of policy %s is over: %s", pending.policy, error)
 
     def _undo(self, changes: Iterable[Change]) -> str:
         """Makes the inverse changes; what could not be made, as the end of a sentence."""
@@ -197,3 +212,7 @@ class Transactions:
             records.write_rolled_back(self.state, self.rolled_back)
         except errors.LedgerError as error:
             log.error("cannot record that the transaction of policy %s was put back: %s", pending.policy, error)
+
+
+def _not_begun(steps: Iterable[Step], why: str) -> Failures:
+    return {setting: (Reason.FAILED, f"not begun: {why}") for step in steps for setting, _ in step.settings}
