@@ -89,12 +89,15 @@ class Agent:
 
     def run(self, policies: tuple[Policy, ...]) -> reconcile.Outcome:
         """One pass, as the engine makes it."""
-        wish = reconcile.Wish(policies, NODE, self._standing(policies))
-        work = reconcile.run(self.host, self.ledger, wish, transact=self.transactions, memory=self.memory)
         with asyncio.Runner() as runner:
-            outcome = runner.run(work)
+            outcome = runner.run(self.start(policies))
         self.refused |= outcome.refusals
         return outcome
+
+    async def start(self, policies: tuple[Policy, ...]) -> reconcile.Outcome:
+        """The pass itself, for those who have a loop and may want to stop it."""
+        wish = reconcile.Wish(policies, NODE, self._standing(policies))
+        return await reconcile.run(self.host, self.ledger, wish, transact=self.transactions, memory=self.memory)
 
     def look(self, policies: tuple[Policy, ...]) -> reconcile.Look:
         """What a fresh pair of eyes sees: no memory of the looks before."""
