@@ -101,7 +101,8 @@ class Engine:
         self._wake = asyncio.Event()
         self._why: dict[str, None] = {}
         self._recent: deque[float] = deque(maxlen=options.rate)
-        self._retry = options.retries[0]
+        self._retry = 0.0
+        """Seconds until what failed is tried again, when it failed in the last pass."""
         self._held: Mapping[str, float | None] = {}
 
     # --- from outside ---
@@ -252,7 +253,7 @@ class Engine:
         self.reflex.install(outcome.last, outcome.failures.keys())
         self._remember_refusals(outcome)
         first, longest = self.options.retries
-        self._retry = min(self._retry * 2, longest) if _may_pass(outcome) else first
+        self._retry = min(max(first, self._retry * 2), longest) if _may_pass(outcome) else 0.0
         self.last = replace(outcome, first=outcome.last, applied=())
         self._wait_for_users(outcome)
         self._report(outcome)
