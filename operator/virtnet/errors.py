@@ -11,6 +11,14 @@
     │   ├── NotPermitted      a capability, device or mount is missing; the text names it
     │   ├── InUse             somebody holds it; works when they let go
     │   └── Temporary         may work when simply repeated
+    ├── ApiError              the API server did not do what it was asked
+    │   ├── Unreachable       no usable answer: refused, cut off, too slow, overloaded (429), broken (5xx)
+    │   ├── Unauthorized      it does not know us (401): the token was rotated, or is not accepted
+    │   ├── Forbidden         it knows us, and its rules do not allow this (403)
+    │   ├── NotFound          there is no such object, or no such kind (404)
+    │   ├── Conflict          somebody else was there first (409)
+    │   ├── Expired           the resource version is too old (410): list again
+    │   └── Invalid           it will never take this request (400, 415, 422 and the like)
     └── LedgerError           an original could not be recorded or read
 
 Whether a request may be repeated belongs to the kind of error: ask `error.retry`, never compare texts.
@@ -21,16 +29,24 @@ from __future__ import annotations
 from typing import ClassVar
 
 __all__ = [
+    "ApiError",
+    "Conflict",
+    "Expired",
+    "Forbidden",
     "Gone",
     "HostError",
     "InUse",
+    "Invalid",
     "LedgerError",
+    "NotFound",
     "NotPermitted",
     "NotSupported",
     "PolicyError",
     "Refused",
     "StateBusy",
     "Temporary",
+    "Unauthorized",
+    "Unreachable",
     "UsageError",
     "VirtnetError",
 ]
@@ -102,6 +118,46 @@ class Temporary(HostError):
     """May work when repeated."""
 
     retry = True
+
+
+class ApiError(VirtnetError):
+    """The API server did not do what it was asked; the text says what was asked, and its answer."""
+
+
+class Unreachable(ApiError):
+    """No usable answer came. Whether the request was carried out is not known."""
+
+    retry = True
+
+
+class Unauthorized(ApiError):
+    """The API server does not know us; a token that was rotated meanwhile may be known."""
+
+    retry = True
+
+
+class Forbidden(ApiError):
+    """The API server's rules do not allow it; they say it again until somebody changes them."""
+
+
+class NotFound(ApiError):
+    """There is no such object, or no such kind of objects."""
+
+
+class Conflict(ApiError):
+    """Somebody else changed or made the object first: look at it and decide again."""
+
+    retry = True
+
+
+class Expired(ApiError):
+    """What was asked to be continued is too old: list again."""
+
+    retry = True
+
+
+class Invalid(ApiError):
+    """The same request will never be taken."""
 
 
 class LedgerError(VirtnetError):

@@ -39,7 +39,7 @@ def test_every_error_class_is_exported_and_nothing_else_is() -> None:
 
 def test_only_what_may_work_next_time_is_retried() -> None:
     retried = {name for name in errors.__all__ if getattr(errors, name).retry}
-    assert retried == {"Gone", "InUse", "Temporary"}
+    assert retried == {"Conflict", "Expired", "Gone", "InUse", "Temporary", "Unauthorized", "Unreachable"}
 
 
 @pytest.mark.parametrize(
