@@ -28,6 +28,4 @@ def _without(names: Iterable[str]) -> Iterator[None]:
 
 
 with _without(UNWANTED):
-    import kopf
-
-__all__ = ["UNWANTED", "kopf"]
+    import kopf as kopf
