@@ -413,11 +413,13 @@ def test_a_hold_is_obeyed_said_and_lifted(bench: Bench) -> None:
             assert "txqlen=500" in bench.host.words("tap1")
             assert "txqlen=500" not in bench.host.words("tap0")
             assert "link/tap0 tap.txQueueLength Held" in bench.reasons()
+            assert bench.metric("virtnet_held") == 1
             engine.check_holds()
             assert await rest(bench) == 0
             records.remove_hold(bench.state, "tap0", time.time())
             engine.check_holds()
             await bench.until(lambda: "txqlen=500" in bench.host.words("tap0"))
+            await bench.until(lambda: bench.metric("virtnet_held") == 0)
 
     run(story)
 

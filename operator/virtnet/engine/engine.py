@@ -310,6 +310,7 @@ class Engine:
         self.metrics.policies.set(len(outcome.last.desired.policies))
         self.metrics.admitted({name: policy.generation for name, policy in outcome.last.desired.policies.items()})
         held, held_links = holds.sentences(self._held)
+        self.metrics.held.set(len(self._held))
         status = report.node_state(
             outcome.last.desired,
             outcome.last.state,

@@ -41,6 +41,9 @@ class Metrics:
             "virtnet_blocked", "Settings not as asked, by reason", ("reason",), registry=self.registry
         )
         self.contended = Gauge("virtnet_contended", "Settings that somebody fights for", registry=self.registry)
+        self.held = Gauge(
+            "virtnet_held", "Holds: one for the whole node, one for each held link", registry=self.registry
+        )
         self.policies = Gauge("virtnet_policies", "Policies in force on this node", registry=self.registry)
         self._admitted = Gauge(
             "virtnet_admitted_generation", "The generation that this node enforces", ("policy",), registry=self.registry
