@@ -193,6 +193,20 @@ class Safety:
 
 
 @dataclass(frozen=True, slots=True)
+class Rollout:
+    """How a new generation travels over the nodes.
+
+    `canary` and `max_unavailable` are numbers of nodes, or percentages as they were written ("25%").
+    """
+
+    canary: int | str = 1
+    max_unavailable: int | str = "25%"
+    pause_on_failure: bool = True
+    paused: bool = False
+    deadline_seconds: int = 120
+
+
+@dataclass(frozen=True, slots=True)
 class Unenforced:
     """A field that the models accept and nothing enforces yet: it is reported, never silently ignored."""
 
@@ -224,6 +238,7 @@ class Policy:
     uplink: UplinkSpec | None = None
     tap: TapSpec | None = None
     vhost: VhostSpec | None = None
+    rollout: Rollout = Rollout()
     safety: Safety = Safety()
     unenforced: tuple[Unenforced, ...] = ()
     cluster_only: tuple[str, ...] = ()

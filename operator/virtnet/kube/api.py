@@ -307,6 +307,16 @@ class Rollout(Base):
     deadline_seconds: Maybe[Annotated[int, Whole(1, 86_400)]] = None
     """How long a node may take to become Ready (120)."""
 
+    def to_core(self) -> model.Rollout:
+        usual = model.Rollout()
+        return model.Rollout(
+            canary=usual.canary if self.canary is None else self.canary,
+            max_unavailable=usual.max_unavailable if self.max_unavailable is None else self.max_unavailable,
+            pause_on_failure=self.pause_on_failure is not False,
+            paused=bool(self.paused),
+            deadline_seconds=self.deadline_seconds or usual.deadline_seconds,
+        )
+
 
 class Probes(Base):
     """What must still answer after a change that can cut the node off, if it answered before."""
@@ -478,6 +488,7 @@ class VirtioNetworkPolicy(Base):
             uplink=spec.uplink.to_core() if spec.uplink else None,
             tap=spec.tap.to_core() if spec.tap else None,
             vhost=spec.vhost.to_core() if spec.vhost else None,
+            rollout=spec.rollout.to_core() if spec.rollout else model.Rollout(),
             safety=spec.safety.to_core() if spec.safety else model.Safety(),
             unenforced=tuple(spec.unenforced()),
             cluster_only=tuple(spec.cluster_only()),

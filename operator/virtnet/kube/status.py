@@ -69,6 +69,8 @@ class RolloutStatus(Base):
     """Whether it stands still."""
     reason: Message | None = None
     """Why it stands still."""
+    began: Time | None = None
+    """When the rollout began; absent when it is over. Edits in the middle of it do not move it."""
 
 
 class ProblemReport(Base):
