@@ -8,8 +8,9 @@ bridge has to exist before it can have ports. It keeps nothing between passes.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Protocol
 
 from virtnet import errors
@@ -61,6 +62,9 @@ class Host(Protocol):
     def apply(self, change: Change) -> None:
         """Make one change, or raise a `virtnet.errors.HostError` that says why not. Never does more than was asked."""
 
+    def apply_all(self, changes: Sequence[Change]) -> Sequence[errors.HostError | None]:
+        """Make changes in this order as `apply` does, whatever fails in between; for each, why not, or None."""
+
 
 class Ledger(Protocol):
     """What we changed and what was there before. Every method raises `LedgerError` when it cannot be written."""
@@ -74,6 +78,9 @@ class Ledger(Protocol):
 
         An original that is already held is never overwritten. `link` is None for entries of the module.
         """
+
+    def record_links(self, originals: Sequence[tuple[Link, Sequence[Entry]]]) -> None:
+        """Like `record` for each of them, but all or nothing. A link may come more than once."""
 
     def forget(self, settings: Iterable[Setting]) -> None:
         """These are no longer ours (restored, retained or skipped)."""
@@ -236,23 +243,36 @@ class _Pass:
         """Write down what the plan needs written; plans again when something could not be."""
         plan = now.plan
         self.skipped |= dict.fromkeys(plan.skipped)
-        unrecorded: dict[Setting, str] = {}
         try:
             self._forget(plan)
         except errors.LedgerError as error:
             self.ledger_error = str(error)
-        for link, entries in plan.originals:
-            try:
-                self.ledger.record(link, entries)
-            except errors.LedgerError as error:
-                self.ledger_error = str(error)
-                unrecorded |= {entry.setting: f"cannot record the original: {error}" for entry in entries}
+        unrecorded = self._record(plan)
         self._adopt(now.state)
         missing = {setting: text for setting, text in unrecorded.items() if not self._is_recorded(setting)}
         if missing.keys() <= self.wish.standing.unrecorded.keys():
             return now
         self.wish = replace(self.wish, standing=replace(self.wish.standing, unrecorded=missing))
         return self._look()
+
+    def _record(self, plan: Plan) -> Mapping[Setting, str]:
+        """Write the plan's originals down, those of all links at once; what could not be written, and why."""
+        module = [entry for link, entries in plan.originals if link is None for entry in entries]
+        on_links = [(link, entries) for link, entries in plan.originals if link is not None]
+        unwritten: list[tuple[Entry, errors.LedgerError]] = []
+        try:
+            if module:
+                self.ledger.record(None, module)
+        except errors.LedgerError as error:
+            unwritten += [(entry, error) for entry in module]
+        try:
+            if on_links:
+                self.ledger.record_links(on_links)
+        except errors.LedgerError as error:
+            unwritten += [(entry, error) for _, entries in on_links for entry in entries]
+        if unwritten:
+            self.ledger_error = str(unwritten[-1][1])
+        return {entry.setting: f"cannot record the original: {error}" for entry, error in unwritten}
 
     def _forget(self, plan: Plan) -> None:
         for ifindex in plan.gone:
@@ -297,13 +317,21 @@ class _Pass:
 
     async def _plainly(self, steps: list[Step], now: Look) -> Failures:
         failures: dict[Setting, Obstacle] = {}
-        for step in steps:
-            error = await self._make(step, now.desired)
-            if isinstance(error, errors.Gone):
-                self._try_again(step)
-            elif error is not None:
-                failures |= dict.fromkeys((setting for setting, _ in step.settings), obstacle_of(error))
+        for alone, group in groupby(steps, _is_made_alone):
+            some = list(group)
+            for step, error in zip(some, await self._make_some(some, now.desired, alone=alone), strict=True):
+                if isinstance(error, errors.Gone):
+                    self._try_again(step)
+                elif error is not None:
+                    failures |= dict.fromkeys((setting for setting, _ in step.settings), obstacle_of(error))
         return failures
+
+    async def _make_some(
+        self, steps: list[Step], desired: Desired, *, alone: bool
+    ) -> Sequence[errors.VirtnetError | None]:
+        if alone:
+            return [await self._make(step, desired) for step in steps]
+        return self.host.apply_all([step.change for step in steps])
 
     def _try_again(self, step: Step) -> None:
         """What a step named is gone or has another name: the next look says which, and may plan it anew."""
@@ -416,6 +444,11 @@ def _groups(steps: list[Step]) -> list[tuple[str, bool, list[Step]]]:
         else:
             groups.append((step.policy, False, [step]))
     return groups
+
+
+def _is_made_alone(step: Step) -> bool:
+    """Whether more belongs to this change than to make it: the ledger's announcement, or a program that runs."""
+    return isinstance(step.change, CreateBridge | CreateTap | LoadModule | UnloadModule)
 
 
 async def carry_out(host: Host, change: Change) -> None:

@@ -14,7 +14,7 @@ the agent's back, and `host.violations` lists what a good agent must never do an
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -206,6 +206,16 @@ class FakeHost:
         self.applied.append(change)
         self._strike(change, late=True)
         self.boundaries.cross()
+
+    def apply_all(self, changes: Sequence[Change]) -> list[errors.HostError | None]:
+        return [self._attempt(change) for change in changes]
+
+    def _attempt(self, change: Change) -> errors.HostError | None:
+        try:
+            self.apply(change)
+        except errors.HostError as error:
+            return error
+        return None
 
     def _repeat(self, act: Callable[[FakeHost, Any], None], change: Change) -> None:
         once = str(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from tests.flow.boundaries import Boundaries
@@ -41,6 +41,12 @@ class MemoryLedger:
         with self.boundaries.around(self._write):
             for entry in entries:
                 self._record_one(link, entry)
+
+    def record_links(self, originals: Sequence[tuple[Link, Sequence[Entry]]]) -> None:
+        with self.boundaries.around(self._write):
+            for link, entries in originals:
+                for entry in entries:
+                    self._record_one(link, entry)
 
     def forget(self, settings: Iterable[Setting]) -> None:
         with self.boundaries.around(self._write):

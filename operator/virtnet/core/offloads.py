@@ -32,12 +32,13 @@ class Bit:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One ask's share of a set of bits."""
+    """One ask's share of a set of bits; `pending` is the sentence about setting them."""
 
     ask: FeatureAsk
     mask: int
     names: str
     bits: tuple[Bit, ...]
+    pending: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +68,9 @@ class Enforced:
 
 
 def _part(ask: FeatureAsk, bits: list[Bit]) -> Part:
-    return Part(ask, sum(bit.mask for bit in bits), ", ".join(bit.name for bit in bits), tuple(bits))
+    names = ", ".join(bit.name for bit in bits)
+    pending = f"turn {names} {'on' if ask.wanted else 'off'}"
+    return Part(ask, sum(bit.mask for bit in bits), names, tuple(bits), pending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +127,25 @@ def reflex(wish: Enforced, link: Link) -> int:
     return wish.care & ~wish.resetting if link.physical else wish.care
 
 
-def entries(wish: Enforced, link: Link, features: Features, deletion: Callable[[str], Deletion]) -> Iterator[Entry]:
+def entries(wish: Enforced, link: Link, features: Features, deletion: Callable[[str], Deletion]) -> list[Entry]:
     """The ledger's entries: the wanted bit of each asked feature that can be changed, never of dragged ones."""
-    for bit in wish.bits:
-        original = bool(features.wanted & bit.mask)
-        yield Entry(Setting(link.ifindex, bit.key), original, bit.ask.wanted, bit.ask.policy, deletion(bit.ask.policy))
+    ifindex, wanted = link.ifindex, features.wanted
+    return [
+        Entry(
+            Setting(ifindex, bit.key),
+            wanted & bit.mask != 0,
+            (ask := bit.ask).wanted,
+            ask.policy,
+            deletion(ask.policy),
+        )
+        for bit in wish.bits
+    ]
 
 
 def are_recorded(wish: Enforced, known: Mapping[str, Entry], deletion: Callable[[str], Deletion]) -> bool:
-    """The quick answer whether the ledger holds what `entries` would give, for this wish and these owners."""
+    """The quick answer whether the ledger holds what `entries` would give, for this wish and these owners, no more."""
+    if len(known) != len(wish.bits):
+        return False
     for bit in wish.bits:
         held, ask = known.get(bit.key), bit.ask
         if held is None or held.wanted != ask.wanted or held.policy != ask.policy:
@@ -155,17 +168,28 @@ def diff(
     """
     if isinstance(features, Unreadable):
         return Difference(rows=tuple(_unreadable(link, table, features)))
-    wish = enforced(table, features)
+    return difference(link, table, enforced(table, features), features, stands, waits)
+
+
+def difference(
+    link: Link,
+    table: FeatureTable,
+    wish: Enforced,
+    features: Features,
+    stands: Obstacles | None = None,
+    waits: Callable[[FeatureAsk], Obstacle | None] | None = None,
+) -> Difference:
+    """Like `diff`, for who knows already what the table means on this link."""
     mask = (features.wanted ^ wish.value) & wish.care
     wrong = (features.active ^ wish.value) & wish.care & ~mask
-    if wish.quiet and not (mask or wrong):
+    rows: list[Row] = []
+    if wrong or not wish.quiet:
+        rows += _unknown(link, table)
+        rows += [_fixed(link, ask) for ask in wish.fixed]
+        rows += _overridden(link, table, features)
+        rows += _not_effective(link, wish, table, features, wrong, mask & wish.value)
+    elif not mask:
         return NOTHING
-    rows = [
-        *_unknown(link, table),
-        *(_fixed(link, ask) for ask in wish.fixed),
-        *_overridden(link, table, features),
-        *_not_effective(link, wish, table, features, wrong, mask & wish.value),
-    ]
     stopped = _stopped(link, wish, features, mask, stands, waits)
     for bit, (reason, text) in stopped.items():
         mask &= ~bit.mask
@@ -213,23 +237,18 @@ def _steps(link: Link, wish: Enforced, features: Features, mask: int) -> tuple[S
 
 
 def _step(link: Link, wish: Enforced, features: Features, parts: tuple[Part, ...], risky: bool) -> Step:
-    mask = 0
+    ifindex, subject = link.ifindex, f"link/{link.name}"
+    mask, settings, rows = 0, [], []
     for part in parts:
+        ask = part.ask
         mask |= part.mask
-    return Step(
-        SetFeatures(Ref(link.name, link.ifindex), mask, wish.value & mask),
-        tuple([(Setting(link.ifindex, bit.key), part.ask.wanted) for part in parts for bit in part.bits]),
-        tuple([_pending(link, part, features) for part in parts]),
-        parts[0].ask.policy,
-        risky=risky,
-        wait_carrier=risky and link.carrier,
-    )
-
-
-def _pending(link: Link, part: Part, features: Features) -> Row:
-    word = "on" if part.ask.wanted else "off"
-    current = actual(part.ask, features, part.mask)
-    return _row(link, part.ask, current, None, f"turn {part.names} {word}")
+        settings += [(Setting(ifindex, bit.key), ask.wanted) for bit in part.bits]
+        rows.append(
+            Row(subject, ask.path, ask.wanted, actual(ask, features, part.mask), None, part.pending, ask.policy)
+        )
+    change = SetFeatures(Ref(link.name, ifindex), mask, wish.value & mask)
+    wait = risky and link.carrier
+    return Step(change, tuple(settings), tuple(rows), parts[0].ask.policy, risky=risky, wait_carrier=wait)
 
 
 def actual(ask: FeatureAsk, features: Features, mask: int) -> bool:

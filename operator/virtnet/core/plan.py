@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from virtnet.core import creations, dragged, links, modules, offloads, restore, select
 from virtnet.core.links import Scene
@@ -116,6 +117,7 @@ class _Builder:
     def __init__(self, desired: Desired, scene: Scene, recorded: Recorded, standing: Standing, memory: Memory) -> None:
         self.desired, self.scene, self.recorded, self.standing = desired, scene, recorded, standing
         self.memory = memory
+        self._deletion = cache(self._deletion_of)
         self.first: list[Step] = []
         self.steps: list[Step] = []
         self.rows: list[Row] = list(desired.rows)
@@ -147,9 +149,12 @@ class _Builder:
     def _place(self, step: Step) -> tuple[int, int]:
         """Features of uppers first: what an upper forbids (LRO) its lower does not get back when asked before it."""
         link = self.scene.state.links.get(step.change.link.ifindex) if isinstance(step.change, SetFeatures) else None
-        return _position(step), sum(1 for _ in self.scene.topology.above(link)) if link else 0
+        if link is None or not (link.master or link.ifindex in self.scene.topology.stacked):
+            return _position(step), 1
+        return _position(step), sum(1 for _ in self.scene.topology.above(link))
 
-    def _deletion(self, policy: str) -> Deletion:
+    def _deletion_of(self, policy: str) -> Deletion:
+        """Asked some thousand times in a first plan, of a few policies: `_deletion` remembers."""
         known = self.desired.policies.get(policy)
         return known.deletion if known else Deletion.RESTORE
 
@@ -262,10 +267,15 @@ class _Builder:
             record = None
         elif record is not None and record.name != link.name:
             self.renamed.append(link)
-        self._attrs(link, want, knows)
-        if want.features is not None and features is not None:
-            self._features(link, want.features, features, knows)
-        self._originals(link, want, record, features)
+        if want.attrs or want.overridden:
+            self._attrs(link, want, knows)
+        wish = None
+        if want.features is not None and isinstance(features, Features):
+            wish = offloads.enforced(want.features, features)
+            self._features(link, want.features, wish, features, knows)
+        elif want.features is not None and features is not None:
+            self.rows += offloads.diff(link, want.features, features).rows
+        self._originals(link, want, record, features, wish)
 
     def _said(self) -> tuple[int, ...]:
         """What there is to do and to say so far, as lengths. Spelled out, it costs a third of a loop over the parts."""
@@ -328,11 +338,14 @@ class _Builder:
                     )
                 )
 
-    def _features(self, link: Link, table: FeatureTable, features: Features | Unreadable, knows: bool) -> None:
-        if isinstance(features, Features):
-            self._reflex(link, offloads.enforced(table, features), features, knows)
+    def _features(
+        self, link: Link, table: FeatureTable, wish: offloads.Enforced, features: Features, knows: bool
+    ) -> None:
+        self._reflex(link, wish, features, knows)
         stands = self._stands(link) if knows else None
-        found = offloads.diff(link, table, features, stands, lambda ask: self._waits(link, ask))
+        found = offloads.difference(link, table, wish, features, stands, lambda ask: self._waits(link, ask))
+        if found is offloads.NOTHING:
+            return
         self.steps += found.steps
         self.rows += found.rows
         self.unmet.update(found.unmet)
@@ -358,22 +371,19 @@ class _Builder:
     # --- the ledger ---
 
     def _originals(
-        self, link: Link, want: LinkWant, record: LinkRecord | None, features: Features | Unreadable | None
+        self,
+        link: Link,
+        want: LinkWant,
+        record: LinkRecord | None,
+        features: Features | Unreadable | None,
+        wish: offloads.Enforced | None,
     ) -> None:
         """Entries that the ledger lacks, or holds for another owner or wish; and those that nobody wants any more."""
-        known = record.entries if record else {}
-        if not want.attrs and want.features is not None and isinstance(features, Features):
-            wish = offloads.enforced(want.features, features)
-            if known.keys() == wish.keys and offloads.are_recorded(wish, known, self._deletion):
-                return
-        entries = [*self._attr_entries(link, want, known)]
-        for other, entry in dragged.entries(self.scene, link, want, self._deletion):
-            if other is link:
-                entries.append(entry)
-            else:
-                self._note(other, [entry], self._known(other))
-        if isinstance(features, Features) and want.features is not None:
-            wish = offloads.enforced(want.features, features)
+        known: Mapping[str, Entry] = record.entries if record else EMPTY
+        if wish is not None and not want.attrs and offloads.are_recorded(wish, known, self._deletion):
+            return
+        entries = self._attr_originals(link, want, known) if want.attrs else []
+        if wish is not None and isinstance(features, Features):
             entries += offloads.entries(wish, link, features, self._deletion)
         self._note(link, entries, known)
         if record is not None:
@@ -381,6 +391,16 @@ class _Builder:
             wanted |= dragged.keys(wanted)
             if not known.keys() <= wanted:
                 self._restore(link, record, wanted)
+
+    def _attr_originals(self, link: Link, want: LinkWant, known: Mapping[str, Entry]) -> list[Entry]:
+        """Entries of the link's attributes, and of what changes along with them; those of other links are noted."""
+        entries = [*self._attr_entries(link, want, known)]
+        for other, entry in dragged.entries(self.scene, link, want, self._deletion):
+            if other is link:
+                entries.append(entry)
+            else:
+                self._note(other, [entry], self._known(other))
+        return entries
 
     def _note(self, link: Link, entries: Iterable[Entry], known: Mapping[str, Entry]) -> None:
         news = _news(entries, known)
@@ -482,6 +502,8 @@ def _blocked(rows: tuple[Row, ...], obstacle: Obstacle) -> list[Row]:
 
 def _news(entries: Iterable[Entry], known: Mapping[str, Entry]) -> tuple[Entry, ...]:
     """What the ledger lacks or holds for another wish; with the value of ours that the new wish has to replace."""
+    if not known:
+        return tuple(entries)
     return tuple(
         [
             replace(entry, earlier=entry.original) if held is not None and held.is_ours(entry.original) else entry

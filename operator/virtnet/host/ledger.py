@@ -88,9 +88,16 @@ class Ledger:
             if merged != self._module:
                 self._keep(merged, self._made)
             return
-        held = self._links.get(link.ifindex)
-        known = held.entries if held is not None and _is_same_link(held, link) else EMPTY
-        self._put([LinkRecord(link.ifindex, link.name, link.kind, link.mac, _merge(known, entries))])
+        self.record_links([(link, tuple(entries))])
+
+    def record_links(self, originals: Sequence[tuple[Link, Sequence[Entry]]]) -> None:
+        """See `virtnet.reconcile.Ledger`. One write for all of them."""
+        records: dict[int, LinkRecord] = {}
+        for link, entries in originals:
+            held = records.get(link.ifindex) or self._links.get(link.ifindex)
+            known = held.entries if held is not None and _is_same_link(held, link) else EMPTY
+            records[link.ifindex] = LinkRecord(link.ifindex, link.name, link.kind, link.mac, _merge(known, entries))
+        self._put(list(records.values()))
 
     def follow(self, link: Link) -> None:
         held = self._links.get(link.ifindex)

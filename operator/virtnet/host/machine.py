@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import groupby
 from typing import Any
 
 from virtnet.core import model
 from virtnet.core.model import Change, Features, HostState, Identity, Interest, Link, Process, Ref
+from virtnet.errors import HostError
 from virtnet.host import addresses, bridges, links, modules, namespaces, netlink, offloads, processes, taps, tuning
 from virtnet.host.events import BUFFER_BYTES, Monitor
 from virtnet.host.looks import Looks
@@ -111,6 +113,23 @@ class LinuxHost:
         if action is None:
             raise TypeError(f"{type(change).__name__} is no change that this host knows")
         action(change)
+
+    def apply_all(self, changes: Sequence[Change]) -> Sequence[HostError | None]:
+        """Make changes in this order, many feature sets in one system call; for each the error, or None."""
+        answers: list[HostError | None] = []
+        for together, group in groupby(changes, offloads.may_share):
+            if together:
+                answers += offloads.change_all(self._connections.generic, self._looks.family, group)
+            else:
+                answers += map(self._attempt, group)
+        return answers
+
+    def _attempt(self, change: Change) -> HostError | None:
+        try:
+            self.apply(change)
+        except HostError as error:
+            return error
+        return None
 
     def _all_actions(self) -> Mapping[type, Callable[[Any], None]]:
         """One action for each member of `model.Change`."""

@@ -15,7 +15,7 @@ import struct
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from virtnet.errors import Gone, HostError, InUse, NotPermitted, NotSupported, Refused, Temporary
@@ -46,6 +46,8 @@ Bytes = Body | memoryview
 RECEIVE_BYTES = 256 * 1024  # the kernel sends at most 32 KiB at a time; only touched pages cost memory
 TIMEOUT_SECONDS = 10.0
 DUMP_ATTEMPTS = 8
+TOGETHER = 64
+"""Requests in one datagram: should all of them fail, their answers find room in the smallest receive buffer."""
 
 _KINDS: dict[int, type[HostError]] = {
     errno.ENODEV: Gone,
@@ -204,6 +206,17 @@ class Connection:
         """One request that changes something; returns when the kernel has acknowledged it."""
         self._exchange(kind, REQUEST | ACK | flags, body, doing)
 
+    def change_all(self, kind: int, asked: Sequence[tuple[bytes, str]]) -> list[HostError | None]:
+        """Like `change` for each (body, doing), in this order whatever fails; for each why it failed, or None."""
+        answers: list[HostError | None] = []
+        for first in range(0, len(asked), TOGETHER):
+            some = asked[first : first + TOGETHER]
+            try:
+                answers += self._change_together(kind, some)
+            except HostError as failed:  # no answer came: any of them may have been made
+                answers += [failed] * len(some)
+        return answers
+
     @contextmanager
     def dumping(self, kind: int, body: bytes, doing: str) -> Iterator[None]:
         """Ask for a dump; the block calls `receive()` until it has seen DONE.
@@ -249,8 +262,37 @@ class Connection:
                         return payloads, whole
                     payloads.append(bytes(datagram[start:end]))
 
+    def _change_together(self, kind: int, asked: Sequence[tuple[bytes, str]]) -> list[HostError | None]:
+        """One datagram of requests. The kernel works through all of them, and answers each that failed.
+
+        Only the last one asks to be acknowledged, which it is when all others have been answered (netlink_rcv_skb()
+        in net/netlink/af_netlink.c). Bodies end where an attribute ends, so that the next header is aligned.
+        """
+        first, last = self._next_sequence(), len(asked) - 1
+        self._sequence += last
+        flags = [REQUEST] * last + [REQUEST | ACK]
+        requests = [
+            HEADER.pack(16 + len(body), kind, flags[place], first + place, 0) + body
+            for place, (body, _) in enumerate(asked)
+        ]
+        doing = f"{asked[0][1]}{' and others' if last else ''}"
+        self._send(b"".join(requests), doing)
+        answers: list[HostError | None] = [None] * len(asked)
+        while True:
+            datagram = self.receive(doing)
+            for got, got_flags, start, end in messages(datagram):
+                place = HEADER.unpack_from(datagram, start - 16)[3] - first
+                if got == ERROR and 0 <= place <= last:
+                    answers[place] = failure(datagram, got_flags, start, end, asked[place][1])
+                    if place == last:
+                        return answers
+
+    def _next_sequence(self) -> int:
+        self._sequence = (self._sequence % 0x7FFFFFFF) + 2
+        return self._sequence
+
     def _exchange(self, kind: int, flags: int, body: bytes, doing: str) -> bytes | None:
-        self._sequence = sequence = (self._sequence % 0x7FFFFFFF) + 2
+        sequence = self._next_sequence()
         self._send(HEADER.pack(16 + len(body), kind, flags, sequence, 0) + body, doing)
         answer: bytes | None = None
         while True:
@@ -347,12 +389,18 @@ def messages(datagram: Bytes, sequence: int | None = None) -> Iterator[tuple[int
 
 
 def raise_if_failed(datagram: Bytes, flags: int, start: int, end: int, doing: str) -> None:
-    """Raise what an ERROR or DONE message says, with the kernel's own text; 0 is the acknowledgement."""
+    """Raise what an ERROR or DONE message says."""
+    failed = failure(datagram, flags, start, end, doing)
+    if failed is not None:
+        raise failed
+
+
+def failure(datagram: Bytes, flags: int, start: int, end: int, doing: str) -> HostError | None:
+    """What an ERROR or DONE message says, with the kernel's own text; None for the acknowledgement, which is 0."""
     if end - start < 4:
-        return
+        return None
     number = -int.from_bytes(datagram[start : start + 4], sys.byteorder, signed=True)
-    if number > 0:
-        raise error(number, doing, _said(datagram, flags, start, end))
+    return error(number, doing, _said(datagram, flags, start, end)) if number > 0 else None
 
 
 def _said(datagram: Bytes, flags: int, start: int, end: int) -> str:

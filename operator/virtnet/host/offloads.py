@@ -8,10 +8,11 @@ look tells.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from functools import lru_cache
 
-from virtnet.core.model import Features, Ref
-from virtnet.errors import NotSupported
+from virtnet.core.model import Change, Features, Ref, SetFeatures
+from virtnet.errors import HostError, NotSupported
 from virtnet.host import ethtool, netlink
 from virtnet.host.dumps import RepeatedDump
 from virtnet.host.netlink import Body, Connection
@@ -56,11 +57,30 @@ def change(connection: Connection, family: int, ref: Ref, mask: int, value: int)
     What comes of it, and which other features it drags along (tx-scatter-gather off takes segmentation with it), the
     next read tells.
     """
-    if not mask:
-        return
+    if mask:
+        connection.change(family, _request(ref, mask, value), _doing(ref))
+
+
+def may_share(change: Change) -> bool:
+    """Whether `change_all` makes this change."""
+    return isinstance(change, SetFeatures) and change.mask != 0
+
+
+def change_all(connection: Connection, family: int, changes: Iterable[Change]) -> list[HostError | None]:
+    """Like `change` for each, many in one system call; for each why it failed, or None."""
+    asked = [
+        (_request(one.link, one.mask, one.value), _doing(one.link)) for one in changes if isinstance(one, SetFeatures)
+    ]
+    return connection.change_all(family, asked)
+
+
+def _request(ref: Ref, mask: int, value: int) -> bytes:
     flags = ethtool.COMPACT_BITSETS | ethtool.OMIT_REPLY
-    body = ethtool.request(FEATURES_SET, ref=ref, flags=flags) + _wanted(mask, value & mask)
-    connection.change(family, body, f"set offload features of {ref.name}")
+    return ethtool.request(FEATURES_SET, ref=ref, flags=flags) + _wanted(mask, value & mask)
+
+
+def _doing(ref: Ref) -> str:
+    return f"set offload features of {ref.name}"
 
 
 @lru_cache(maxsize=512)
