@@ -43,6 +43,7 @@ from virtnet.core.model import (
 from virtnet.core.plan import Plan
 from virtnet.core.resolve import Desired
 from virtnet.core.standing import Obstacle, Refusal, Standing
+from virtnet.values import frozen
 
 ROUNDS = 5
 """A bridge, its options, its ports, what their arrival changed, and one to spare."""
@@ -101,7 +102,7 @@ Failures = Mapping[Setting, Obstacle]
 """Why settings could not be set, as (reason, sentence)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Look:
     """One look and what follows from it."""
 
@@ -117,7 +118,7 @@ Review = Callable[[Look, Standing], Standing]
 """Sees the first look of a pass before anything is changed; may say that more stands in the way."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Wish:
     """What a pass is for."""
 
@@ -126,7 +127,7 @@ class Wish:
     standing: Standing = planning.NOTHING_STANDS
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Outcome:
     """What a pass found and did. `rows` is everything that is not as asked, from the second look.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import platform
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import virtnet
@@ -20,6 +20,7 @@ from virtnet.engine.workplace import Workplace
 from virtnet.host import qemu
 from virtnet.host.qemu import Qemu
 from virtnet.reconcile import Look
+from virtnet.values import frozen
 
 ALL_WELL = 0
 EVERYTHING = "*"
@@ -29,7 +30,7 @@ _REASONS = frozenset(Reason)
 LISTS = ("uplinks", "bridges", "taps")
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Found:
     """All that one call found out. `rows` None: no policy is known."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,7 @@ import typer
 
 from virtnet import errors
 from virtnet.cli.terminal import Output
+from virtnet.values import frozen
 
 if TYPE_CHECKING:
     from virtnet.engine.workplace import Workplace
@@ -43,7 +44,7 @@ SECONDS: Mapping[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST_HOLD = 30 * SECONDS["d"]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Where:
     """The place that a command works on; labels as typed."""
 

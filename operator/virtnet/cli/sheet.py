@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from rich.console import Console
@@ -15,12 +15,13 @@ from virtnet.cli.survey import Data
 from virtnet.cli.tables import BAD, GOOD, HEADING, NOTHING, QUIET, SETTLED, text
 from virtnet.cli.terminal import plain
 from virtnet.core.model import Mode, Policy, Row
+from virtnet.values import frozen
 
 NAME = 15
 """The longest interface name (IFNAMSIZ without its NUL)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Sheet:
     """What is drawn.
 

@@ -7,7 +7,6 @@ anything is tried: a link in use, a ring that does not exist, a port that belong
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from virtnet.core import features as feature_names
 from virtnet.core import select
@@ -32,6 +31,7 @@ from virtnet.core.model import (
     Value,
 )
 from virtnet.core.resolve import Want
+from virtnet.values import frozen
 
 CAN_CUT_OFF = ("master", "mtu", "rings.", "channels.", "bridge.")
 """Keys whose change can cut the node off: they run in a transaction."""
@@ -40,7 +40,7 @@ DISRUPTS = ("mtu", "rings.", "channels.")
 """Keys that `uplink.disruption` holds back while guests use the uplink."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Scene:
     """One look at the host, indexed; what every question about a link needs."""
 

@@ -7,10 +7,12 @@ missing from the observed host; one that could not be read is `Unreadable`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, NamedTuple
+
+from virtnet.values import frozen
 
 Value = bool | int | str
 """What a setting can be. Times are in the unit of the API field, interface references are names."""
@@ -104,7 +106,7 @@ class ModuleWish(StrEnum):
     UNMANAGED = "Unmanaged"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Requirement:
     """One matchExpressions entry of a LabelSelector; `operator` is In, NotIn, Exists or DoesNotExist."""
 
@@ -113,13 +115,13 @@ class Requirement:
     values: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class NodeSelector:
     labels: tuple[tuple[str, str], ...] = ()
     expressions: tuple[Requirement, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Match:
     """Which links; every field that is given must hold. An empty tuple and None mean "not given"."""
 
@@ -129,7 +131,7 @@ class Match:
     pods: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BridgeSpec:
     name: str
     create: bool = False
@@ -144,7 +146,7 @@ class BridgeSpec:
     offloads: tuple[tuple[str, bool], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UplinkSpec:
     match: Match | None = None
     offloads: tuple[tuple[str, bool], ...] = ()
@@ -156,7 +158,7 @@ class UplinkSpec:
     disruption: Disruption = Disruption.IMMEDIATE
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TapToCreate:
     name: str
     owner: int | None = None
@@ -164,7 +166,7 @@ class TapToCreate:
     multi_queue: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class TapSpec:
     match: Match | None = None
     create: tuple[TapToCreate, ...] = ()
@@ -175,7 +177,7 @@ class TapSpec:
     tx_queue_length: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class VhostSpec:
     mode: VhostMode | None = None
     state: ModuleWish = ModuleWish.UNMANAGED
@@ -183,7 +185,7 @@ class VhostSpec:
     persist: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Safety:
     api_server: bool = True
     gateway: bool = True
@@ -192,7 +194,7 @@ class Safety:
     rollback: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rollout:
     """How a new generation travels over the nodes.
 
@@ -206,7 +208,7 @@ class Rollout:
     deadline_seconds: int = 120
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unenforced:
     """A field that the models accept and nothing enforces yet: it is reported, never silently ignored."""
 
@@ -215,7 +217,7 @@ class Unenforced:
     why: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Policy:
     """One VirtioNetworkPolicy.
 
@@ -251,7 +253,7 @@ class Policy:
         return f"{self.generation}/{self.digest}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Node:
     name: str
     labels: Mapping[str, str] = field(default_factory=dict)
@@ -260,14 +262,14 @@ class Node:
 # --- what is there -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Unreadable:
     """The machine did not let us look; never taken for "off" or "absent"."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Features:
     """A link's offload features as bit masks over `HostState.feature_names`.
 
@@ -285,7 +287,7 @@ class Features:
         return self.hw & ~self.nochange
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rings:
     """Ring sizes in descriptors; None where this link has no such ring."""
 
@@ -295,7 +297,7 @@ class Rings:
     tx_max: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Channels:
     """Queue counts; None where this link has no such kind."""
 
@@ -307,7 +309,7 @@ class Channels:
     tx_max: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Driver:
     """From ETHTOOL_GDRVINFO: what `ethtool -i` prints."""
 
@@ -317,7 +319,7 @@ class Driver:
     firmware: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Tun:
     """A tun/tap link's own attributes (IFLA_TUN_*). `queues`: how many are open, None where the kernel does not say."""
 
@@ -331,7 +333,7 @@ class Tun:
     queues: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class BridgeOptions:
     """A bridge's options; times in hundredths of a second (the kernel's USER_HZ)."""
 
@@ -343,7 +345,7 @@ class BridgeOptions:
     group_forward_mask: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Link:
     """One network link.
 
@@ -378,7 +380,7 @@ class Link:
         return self.tun is not None and (bool(self.tun.queues) or self.carrier)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Process:
     """A process that holds a tap or a vhost device; `guest` is its virtual machine when the command line tells."""
 
@@ -397,7 +399,7 @@ class ModuleStatus(StrEnum):
     MISSING = "Missing"  # this kernel does not have it
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModuleState:
     """A kernel module now, and what our own files say of the next boot.
 
@@ -412,7 +414,7 @@ class ModuleState:
     files: Mapping[str, str] = field(default_factory=nothing)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Interest:
     """What a look must read beyond links and their features; everything else is left out of it."""
 
@@ -425,7 +427,7 @@ class Interest:
     users: bool = False  # processes that hold taps and vhost devices: a walk over /proc
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class HostState:
     """One look at the machine. Maps are by ifindex; an entry that is missing means that the link has no such thing.
 
@@ -463,7 +465,7 @@ class Setting(NamedTuple):
     key: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Ref:
     """A link as a change names it. `ifindex` 0: made earlier in the same plan, found by name once it is there."""
 
@@ -471,7 +473,7 @@ class Ref:
     ifindex: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetFeatures:
     """Ask for the features in `mask` (bits of HostState.feature_names) to be as in `value`, in one message."""
 
@@ -480,14 +482,14 @@ class SetFeatures:
     value: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetRings:
     link: Ref
     rx: int | None = None
     tx: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetChannels:
     link: Ref
     combined: int | None = None
@@ -495,25 +497,25 @@ class SetChannels:
     tx: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetRxFrames:
     link: Ref
     frames: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetMtu:
     link: Ref
     mtu: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetTxQueueLength:
     link: Ref
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetBridgeOptions:
     """Options by their API name (without "bridge."), seconds for the times."""
 
@@ -521,7 +523,7 @@ class SetBridgeOptions:
     options: tuple[tuple[str, Value], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetMaster:
     """Enslave to a bridge, or release with `master=None`."""
 
@@ -529,14 +531,14 @@ class SetMaster:
     master: Ref | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CreateBridge:
     """Make a bridge and set it up. Making one that is there is success when it is a bridge."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CreateTap:
     """Make a persistent tap without packet information, and set it up. It never touches a tap that is there."""
 
@@ -547,14 +549,14 @@ class CreateTap:
     vnet_hdr: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class DeleteLink:
     """Remove a bridge or tap that we made. Removing what is gone is success."""
 
     link: Ref
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetVnetHdr:
     """Re-open a tap that nobody holds with or without IFF_VNET_HDR, keeping its other flags."""
 
@@ -562,7 +564,7 @@ class SetVnetHdr:
     vnet_hdr: bool
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class SetTapOwner:
     """Change the owner and group of a tap that nobody holds; None leaves that one, -1 clears it."""
 
@@ -571,18 +573,18 @@ class SetTapOwner:
     group: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LoadModule:
     name: str
     parameters: tuple[tuple[str, int], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class UnloadModule:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class WriteModuleFile:
     """Write one of our marked files in modules-load.d or modprobe.d, whole."""
 
@@ -590,7 +592,7 @@ class WriteModuleFile:
     content: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RemoveModuleFile:
     """Remove one of our marked files. A file without our mark is never removed."""
 
@@ -616,7 +618,7 @@ Change = LinkChange | CreateBridge | CreateTap | LoadModule | UnloadModule | Wri
 # --- the plan ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Row:
     """What a user is told of one asked name on one subject; the shape of `plan -o json` and of the node state.
 
@@ -633,7 +635,7 @@ class Row:
     policy: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Step:
     """One change of a plan, with what it is for.
 
@@ -654,7 +656,7 @@ class Step:
 # --- the ledger, as the plan sees it -----------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Identity:
     """Which machine state a link belongs to: the boot, and the network namespace (its cookie or inode as text)."""
 
@@ -662,7 +664,7 @@ class Identity:
     netns: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Entry:
     """One setting that we manage: what was there before us, what we want it to be, and for whom.
 
@@ -682,7 +684,7 @@ class Entry:
         return value == self.wanted or (value is not None and value == self.earlier)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class LinkRecord:
     """The entries of one link, by `Setting.key`. `name`, `kind` and `mac` only tell a reused ifindex."""
 
@@ -693,7 +695,7 @@ class LinkRecord:
     entries: Mapping[str, Entry]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Made:
     """A bridge or tap that we made; `ifindex` tells it from a later one of the same name."""
 
@@ -710,7 +712,7 @@ class Made:
         return self.name == link.name and self.kind == ("tap" if link.is_tap else link.kind)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Recorded:
     """All that the ledger holds for this boot and namespace. `module` is by `Setting.key`, `made` by link name."""
 

@@ -18,7 +18,6 @@ Steps that serve one setting carry the same row; equal rows are one row to the u
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
 from virtnet.core.model import (
     EMPTY,
@@ -36,6 +35,7 @@ from virtnet.core.model import (
     Value,
     WriteModuleFile,
 )
+from virtnet.values import frozen
 
 NAME = "vhost_net"
 MARK = "# managed by virtnet"
@@ -45,7 +45,7 @@ PERSIST_PATH = "vhost.module.persist"
 STATE_PATH = "vhost.module.state"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class ModuleWant:
     """What the policies want of one module.
 
@@ -366,7 +366,7 @@ def _persist_row(want: ModuleWant, observed: ModuleState, reason: Reason | None,
 # --- putting back ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Return:
     """What is to be put back, sorted by what can be done about it."""
 

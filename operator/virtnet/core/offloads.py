@@ -12,15 +12,16 @@ of differing bits, is worked out once and kept with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from virtnet.core import features as feature_names
 from virtnet.core.model import Deletion, Entry, Features, Link, Reason, Ref, Row, SetFeatures, Setting, Step, Unreadable
 from virtnet.core.resolve import FeatureAsk, FeatureTable
 from virtnet.core.standing import Obstacle
+from virtnet.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Bit:
     """One kernel feature that may be set; `key` as in `Setting.key`."""
 
@@ -30,7 +31,7 @@ class Bit:
     ask: FeatureAsk
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Part:
     """One ask's share of a set of bits; `pending` is the sentence about setting them."""
 
@@ -41,7 +42,7 @@ class Part:
     pending: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Enforced:
     """What a table means on a link with certain changeable features: what may be set, and which asks are fixed."""
 
@@ -73,7 +74,7 @@ def _part(ask: FeatureAsk, bits: list[Bit]) -> Part:
     return Part(ask, sum(bit.mask for bit in bits), names, tuple(bits), pending)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Difference:
     """`steps` set what can be set; `rows` say what cannot be had, and why; `unmet` are bits that something stops."""
 

@@ -39,11 +39,12 @@ from virtnet.core.model import (
 )
 from virtnet.core.resolve import Desired, FeatureAsk, FeatureTable, LinkWant, Want
 from virtnet.core.standing import Obstacle, Standing
+from virtnet.values import frozen
 
 NOTHING_STANDS = Standing()
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Plan:
     """`steps` in order; `blocked` rows; what the ledger must record before any step, and what it may forget.
 

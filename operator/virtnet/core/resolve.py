@@ -33,9 +33,10 @@ from virtnet.core.model import (
     Value,
     VhostMode,
 )
+from virtnet.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Want:
     """One value of one link attribute; `key` as in `Setting.key`, `path` as the user typed it."""
 
@@ -45,7 +46,7 @@ class Want:
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Overridden:
     """A want that lost: `winner` owns the setting and wants `winning` there."""
 
@@ -54,7 +55,7 @@ class Overridden:
     winning: Value
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FeatureAsk:
     """One typed feature name of one policy: the kernel features it means (`mask`) and those it owns (`won`).
 
@@ -75,7 +76,7 @@ class FeatureAsk:
         return self.path.rsplit(".", 1)[-1]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class FeatureTable:
     """All asked features of a kind of link. `care` and `value` are masks over `names`."""
 
@@ -106,7 +107,7 @@ class LinkWant:
         return next((want for want in self.attrs if want.key == key), None)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Creation:
     """A bridge or tap that has to be there. `tap` is None for a bridge."""
 
@@ -118,7 +119,7 @@ class Creation:
     vnet_hdr: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Desired:
     """What the policies ask of this node. `audits` are the Audit policies, each resolved as if it had won.
 
@@ -525,7 +526,7 @@ def unenforced_rows(policy: Policy) -> Iterator[Row]:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Resolved:
     policies: tuple[Policy, ...]
     links: Mapping[int, LinkWant]

@@ -10,7 +10,6 @@ an Audit policy now wants it          frozen: no repair, no restore, the origina
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 
 from virtnet.core import dragged, links, offloads
 from virtnet.core import features as feature_names
@@ -36,12 +35,13 @@ from virtnet.core.model import (
     Value,
 )
 from virtnet.core.resolve import Desired, LinkWant
+from virtnet.values import frozen
 
 BRAKE_AT = 10
 """More removals than this in one pass, and more than half of what is managed, wait for permission."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Frozen:
     """The settings that Audit policies want: neither repaired nor restored."""
 
@@ -84,7 +84,7 @@ def is_other_link(record: LinkRecord, link: Link) -> bool:
 # --- one link ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Returned:
     """`skipped` rows are about entries in `forget`, `rows` about entries that stay."""
 
@@ -181,7 +181,7 @@ def _shown(value: Value | None) -> str:
 # --- whole links -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Removals:
     """Links that are no longer managed: released ones keep living, those that we made go."""
 

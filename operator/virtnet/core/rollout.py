@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import UTC, datetime
 from typing import Any
 
 from virtnet.core.model import EMPTY, Policy, Reason, Rollout, nothing
+from virtnet.values import frozen
 
 EVERYBODY = 2**52
 """What `admitted` is when every node may have the generation, also those that join later."""
@@ -32,7 +33,7 @@ def rank(policy_uid: str, node: str) -> int:
     return int(hashlib.sha256(f"{policy_uid}/{node}".encode()).hexdigest()[:13], 16)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Published:
     """`status.rollout` of a policy, which the controller writes and every node reads.
 
@@ -88,7 +89,7 @@ def timestamp(moment: float) -> str:
 # --- on a node ---------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Held:
     """What a node remembers of a policy, also over a restart: the generation in force here, or that there is none yet.
 
@@ -146,7 +147,7 @@ def _content(policy: Policy) -> Policy:
 # --- in the controller -------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Fault:
     """Why a node is not Ready. `since` (seconds since the epoch, by the node's clock) is None when nobody knows."""
 
@@ -159,7 +160,7 @@ class Fault:
         return self.since is not None and self.since < moment - SKEW
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Traveller:
     """A node as the rollout of one policy sees it: one that the newest selector selects, or that still enforces it.
 
@@ -190,7 +191,7 @@ class Traveller:
         return trouble is not None and trouble.older_than(began)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Order:
     """What the rollout of one policy is to do. `resumed`: the annotation says to go on in spite of failures."""
 
@@ -203,7 +204,7 @@ class Order:
         return self.rollout.pause_on_failure and not self.resumed
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Failure:
     """A node that fails its step, or is not Ready past the deadline after the rollout is over."""
 
@@ -214,7 +215,7 @@ class Failure:
         return f"{self.node}: {self.fault.setting}: {self.fault.reason}: {self.fault.message}"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Step:
     """One look. `published` is what the status is to say, `waiting` what to hand in at the next look.
 

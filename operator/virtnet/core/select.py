@@ -10,10 +10,11 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 
 from virtnet.core.model import Driver, Link, Match, NodeSelector, Policy, Reason, Requirement, Row
+from virtnet.values import frozen
 
 AGGREGATES = frozenset({"bond", "team"})
 STACKED = frozenset({"vlan", "macvlan", "macvtap", "ipvlan", "ipvtap"})
@@ -42,7 +43,7 @@ def _holds(expression: Requirement, labels: Mapping[str, str]) -> bool:
             return value is None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Topology:
     """The links of one look, indexed the ways selection needs."""
 
@@ -97,7 +98,7 @@ class Topology:
         return tuple(users)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Selection:
     links: tuple[Link, ...] = ()
     rows: tuple[Row, ...] = ()

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from virtnet.core.model import Link, Reason, Setting, Value, nothing
+from virtnet.values import frozen
 
 Obstacle = tuple[Reason, str]
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refusal:
     """The driver answered `answered` to `wanted`, without an error: asking again would only reset the link."""
 

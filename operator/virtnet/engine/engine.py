@@ -13,7 +13,7 @@ import random
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import Any, Protocol
 
 from virtnet import errors, reconcile
@@ -28,6 +28,7 @@ from virtnet.engine.reflex import FastHost, Monitor, Reflex
 from virtnet.engine.transactions import Transactions
 from virtnet.host import records, suspects
 from virtnet.host.state import StateDir
+from virtnet.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ SETTLED_SECONDS = 2.0
 """After the first pass: by then what it left behind is garbage."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Options:
     """`resync` is the safety pass in seconds, ± 10 %; `retries` bounds the wait after a failure that may pass.
 
@@ -49,6 +50,9 @@ class Options:
     settle: float = 0.002
     rate: int = 5
     allow_mass_removal: bool = False
+
+
+USUAL = Options()
 
 
 class EngineHost(reconcile.Host, FastHost, Protocol):
@@ -76,7 +80,7 @@ class Engine:
         monitor: Monitor,
         node: Node,
         *,
-        options: Options = Options(),
+        options: Options = USUAL,
         agent: Mapping[str, str] | None = None,
         on_status: OnStatus | None = None,
     ) -> None:

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from virtnet.core.model import Setting
+from virtnet.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Thresholds:
     repairs: int = 5
     window: float = 60.0

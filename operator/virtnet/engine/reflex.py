@@ -11,7 +11,6 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
 
 from virtnet import errors
@@ -22,6 +21,7 @@ from virtnet.engine import drift
 from virtnet.engine.fights import Fights
 from virtnet.engine.metrics import Metrics
 from virtnet.reconcile import Look
+from virtnet.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ Wake = Callable[[str], None]
 """Asks for a full pass, with the reason."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Entry:
     """What the fast loop keeps of one link."""
 

@@ -16,12 +16,12 @@ import secrets
 import socket
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from virtnet.errors import Refused, Temporary
 from virtnet.host import netlink
 from virtnet.host.namespaces import Namespace
 from virtnet.host.netlink import Connection
+from virtnet.values import frozen
 
 __all__ = ["Gateway", "ask", "find"]
 
@@ -46,7 +46,7 @@ _ECHO: dict[int, tuple[int, int, int]] = {
 """Protocol, type of a request, type of its reply (RFC 792, RFC 4443)."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Gateway:
     """The next hop of a default route. `address` is packed, 4 or 16 bytes."""
 

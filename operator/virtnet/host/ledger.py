@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +18,7 @@ from virtnet.errors import LedgerError, UsageError
 from virtnet.host import codec
 from virtnet.host.journal import Journal
 from virtnet.host.state import StateDir
+from virtnet.values import frozen
 
 __all__ = ["Ledger"]
 
@@ -29,13 +30,13 @@ _DELETIONS = {deletion.value: deletion for deletion in Deletion}
 _VALUES = (bool, int, str, type(None))
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _MadeHere:
     identity: Identity
     made: Made
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Kept:
     """The content of ledger.json."""
 

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Literal
 
 from virtnet.errors import HostError, Refused, Temporary
@@ -20,6 +19,7 @@ from virtnet.host import gateways as routers
 from virtnet.host import names, netlink
 from virtnet.host.namespaces import Namespace
 from virtnet.host.netlink import Connection
+from virtnet.values import frozen
 
 __all__ = ["Probe", "confirm", "gateways", "working"]
 
@@ -33,7 +33,7 @@ _KERNEL_SECONDS = 1.0
 _ADDRESSES_TRIED = 8
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Probe:
     """One thing to ask. `target` is "ADDRESS%LINK" for a gateway, else "HOST:PORT" or "[IPV6]:PORT"."""
 

@@ -9,10 +9,10 @@ import os
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 from virtnet.core.model import Process
+from virtnet.values import frozen
 
 _TUN = os.makedev(10, 200)  # TUN_MINOR, include/linux/miscdevice.h
 _VHOST_NET = os.makedev(10, 238)  # VHOST_NET_MINOR
@@ -21,7 +21,7 @@ _SYS_PIDFD_GETFD = 438  # the same number on every architecture: it came after t
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Holders:
     """What one walk found.
 
@@ -35,7 +35,7 @@ class Holders:
     unreadable: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Held:
     """One interesting descriptor: `tap` is the link's name, empty for vhost-net."""
 

@@ -8,15 +8,15 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from virtnet import errors
+from virtnet.values import frozen
 
 TIMEOUT = 5.0
 """Seconds until a QEMU that does not answer is given up: it lists its models in some tenths of a second."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Qemu:
     """A QEMU binary: its path, its version ("7.2.22", "" when it does not say) and its virtio network models."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 from virtnet.core.model import Change, Identity, Setting, Value
 from virtnet.host import codec
 from virtnet.host.state import StateDir
+from virtnet.values import frozen
 
 __all__ = [
     "EVERYTHING",
@@ -43,7 +44,7 @@ EVERYTHING = "*"
 """The name a hold has when it is not for one link."""
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class CachedPolicy:
     """The last good text (YAML or JSON) of one source, so that a bad file or a restart does not lose the policy."""
 
@@ -63,7 +64,7 @@ def write_policies(state: StateDir, policies: Mapping[str, CachedPolicy]) -> Non
 # --- holds: report, change nothing -------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Holds:
     """Until when whom to leave alone: link name or `EVERYTHING` -> seconds since the epoch, None until it is lifted."""
 
@@ -122,7 +123,7 @@ def _epoch(text: str) -> float:
 # --- transactions ------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class RolledBack:
     """A version of a policy whose risky changes were undone; not tried again until the version changes.
 
@@ -144,7 +145,7 @@ def write_rolled_back(state: StateDir, rolled_back: Mapping[str, RolledBack]) ->
     state.write_json(ROLLED_BACK, codec.encode(rolled_back), durable=True)
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Pending:
     """A transaction that has begun and is not confirmed: what undoes it, in the order in which it is to be done.
 
@@ -177,7 +178,7 @@ def forget_pending(state: StateDir) -> None:
 # --- refusals ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Refusal:
     """A driver accepted a request and did something else; asking again gives the same answer.
 
@@ -190,7 +191,7 @@ class Refusal:
     observed: Value | None
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class _Refusals:
     identity: Identity
     refusals: tuple[Refusal, ...]

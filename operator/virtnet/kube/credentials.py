@@ -12,11 +12,12 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from virtnet.errors import Unauthorized, UsageError
+from virtnet.values import frozen
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def _changed(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Server:
     """`url` without a slash at its end; `context` None: plain HTTP. `namespace` is our own, "" when nobody says."""
 

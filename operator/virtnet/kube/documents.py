@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
 from virtnet.errors import PolicyError
 from virtnet.kube.places import Loc, path, shown
+from virtnet.values import frozen
 
 DEEPEST = 64
 MOST_VALUES = 50_000
@@ -45,7 +45,7 @@ _FRACTION = re.compile(
 )
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Document:
     """One document as dicts, lists and scalars; the 1-based line of each field, and the places that have an error."""
 

@@ -10,7 +10,6 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +21,7 @@ from virtnet.errors import PolicyError
 from virtnet.kube import api, documents, explain, places
 from virtnet.kube.documents import Document
 from virtnet.kube.places import Loc
+from virtnet.values import frozen
 
 LARGEST = 1 << 20
 """Bytes of the largest file that is read: etcd takes no larger object either."""
@@ -33,7 +33,7 @@ SUFFIXES = frozenset({".yaml", ".yml", ".json"})
 STDIN = "-"
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Manifest:
     """A policy and where it was found: the line is that of its metadata.name."""
 
@@ -42,7 +42,7 @@ class Manifest:
     line: int
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Reading:
     """What was read: the good policies in their order, and all errors. Who wants all or nothing asks `errors` first."""
 

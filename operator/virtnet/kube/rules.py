@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
@@ -16,9 +15,10 @@ from pydantic_core import PydanticCustomError, core_schema
 
 from virtnet.core import features
 from virtnet.kube.places import Loc
+from virtnet.values import frozen
 
 
-@dataclass(frozen=True, slots=True)
+@frozen
 class Rule:
     """One demand on a value.
 
