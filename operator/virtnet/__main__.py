@@ -39,6 +39,10 @@ def _dispatch(arguments: Sequence[str]) -> int:
         from virtnet.cli import run
 
         return run.main(arguments[1:])
+    if arguments[:1] == ["release-nodes"]:
+        from virtnet.cli import release_nodes
+
+        return release_nodes.main(arguments[1:])
     return _typer(arguments)
 
 

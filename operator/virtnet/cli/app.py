@@ -119,6 +119,18 @@ def run(context: typer.Context) -> None:
     _leave(agent.main(context.args))
 
 
+@app.command(
+    name="release-nodes",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def release_nodes(context: typer.Context) -> None:
+    """Put back what was there before virtnet on every node of a cluster."""
+    from virtnet.cli import release_nodes as uninstall
+
+    _leave(uninstall.main(context.args))
+
+
 @app.command()
 def release(netns: Netns = None, state_dir: State = None, output: Format = Output.TABLE) -> None:
     """Put back everything that was there before virtnet.
