@@ -17,7 +17,7 @@ not-run = case ";$$VIRTNET_ALLOW_SKIPS;" in \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check unit flow kernel kernel-as-root kernel-as-user lab bench crds fuzz tools clean
+.PHONY: help demo test check unit flow kernel kernel-as-root kernel-as-user lab bench crds manifests chart fuzz tools clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -56,8 +56,14 @@ lab: $(READY)  ## vhost_net, bonds, vlans and a guest, in a virtual machine with
 bench: $(READY) tools  ## measure, and write docs/performance.md
 	$(BIN)/python -m tests.bench
 
-crds: $(READY)  ## write crds/ from the models
-	$(BIN)/virtnet crds --output crds
+crds: $(READY)  ## write crds/ from the models, and the copies in the chart and in config/
+	for place in crds config/crds charts/virtio-network-operator/files/crds; do $(BIN)/virtnet crds --output $$place; done
+
+manifests: $(READY)  ## write config/ from the chart
+	$(BIN)/python -m scripts.manifests
+
+chart: $(READY)  ## the chart: lint, templates, values, RBAC, and what kustomize makes
+	$(PYTEST) tests/chart --session-timeout=600
 
 fuzz: $(READY)  ## the property tests, with many more random examples
 	$(PYTEST) tests/unit tests/flow -m hypothesis --hypothesis-profile=fuzz --timeout=3600
