@@ -1,6 +1,7 @@
 """Writes config/ from the chart, so that kustomize and helm install the same: `make manifests`.
 
-What belongs to helm alone is left out: its labels and its hooks. The CRDs in config/crds are copies that `make crds` writes.
+What belongs to helm alone is left out: its labels and its hooks. The CRDs in config/crds are copies that
+`make crds` writes.
 """
 
 from __future__ import annotations
