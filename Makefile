@@ -8,6 +8,10 @@ PYTEST := $(BIN)/python -m pytest
 # ethtool, ip and modprobe live in sbin, which a plain user's PATH lacks on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
 
+# Of the cluster for working with: how many nodes, and its name where there are several.
+NODES ?= 3
+CLUSTER ?= dev
+
 TOOLS := ethtool:ethtool ip:iproute2 modprobe:kmod ps:procps unshare:util-linux
 
 # Nothing is left out quietly: what this machine cannot run fails, unless VIRTNET_ALLOW_SKIPS names it.
@@ -17,7 +21,7 @@ not-run = case ";$$VIRTNET_ALLOW_SKIPS;" in \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check unit flow kernel kernel-as-root kernel-as-user lab bench crds manifests chart fuzz tools clean
+.PHONY: help demo test check unit flow kernel kernel-as-root kernel-as-user lab cluster cluster-up cluster-load cluster-down bench crds manifests chart fuzz tools clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -25,7 +29,7 @@ help:
 demo: $(READY) tools  ## the whole story in the terminal, in a namespace of its own
 	@$(BIN)/python scripts/demo.py
 
-test: check unit flow kernel lab  ## everything, from fast to slow: what continuous integration runs
+test: check unit flow kernel lab cluster  ## everything, from fast to slow: what continuous integration runs
 
 check: $(READY)  ## format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .
@@ -52,6 +56,20 @@ kernel-as-user: $(READY) tools
 
 lab: $(READY)  ## vhost_net, bonds, vlans and a guest, in a virtual machine with Debian's kernel
 	$(BIN)/python -m tests.lab
+
+cluster: $(READY)  ## the chart on a real Kubernetes cluster of three nodes, made from scratch on this machine
+	@if [ "$$(id -u)" = 0 ]; then set -x; \
+	$(BIN)/python -m tests.cluster prepare && $(PYTEST) tests/cluster --session-timeout=1500; \
+	else $(call not-run,tests/cluster as root); fi
+
+cluster-up: $(READY)  ## such a cluster to work with; NODES=3 CLUSTER=dev
+	$(BIN)/python -m tests.cluster up --name=$(CLUSTER) --nodes=$(NODES)
+
+cluster-load: $(READY)  ## build the images from the work tree and give them to its nodes
+	$(BIN)/python -m tests.cluster load --name=$(CLUSTER)
+
+cluster-down: $(READY)  ## end it
+	$(BIN)/python -m tests.cluster down --name=$(CLUSTER)
 
 bench: $(READY) tools  ## measure, and write docs/performance.md
 	$(BIN)/python -m tests.bench
