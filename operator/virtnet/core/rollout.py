@@ -5,7 +5,8 @@
 
 Nothing is counted up or down: `step` derives everything from what the nodes report and from the status it published
 itself, so a controller that is started anew at any moment goes on as if nothing had happened. The one thing it keeps in
-memory is since when a node keeps it waiting; after a restart a silent node has its deadline once more, nothing else.
+memory is who keeps it waiting, and since when. After a restart a silent node has its deadline once more; and one that an
+edit deselects while it is on its way for the first time is not waited for.
 """
 
 from __future__ import annotations
@@ -162,7 +163,8 @@ class Fault:
 
 @frozen
 class Traveller:
-    """A node as the rollout of one policy sees it: one that the newest selector selects, or that still enforces it.
+    """A node as the rollout of one policy sees it: the newest selector selects it, it reports the policy, or it is
+    among those that keep the rollout waiting.
 
     `generation` is the one that it reports to enforce, None when it reports none. `ready`: it reports the policy as
     Ready, and its agent is there. `fault` is a failing reason that it reports, `down` why its agent is not there.
@@ -253,24 +255,27 @@ def _begin(
 
     Until then the earlier rollout stays published: who was admitted to it is told by nothing else.
     """
-    late = {node.node: waiting.get(node.node, now) for node in alive if _between(node, previous)}
+    late = {node.node: waiting.get(node.node, now) for node in alive if _between(node, previous, waiting)}
     first = 0 if order.rollout.paused else _further(order, alive, total, 0)
     on_the_way = {node for node, since in late.items() if now - since < order.rollout.deadline_seconds}
-    if on_the_way - {node.node for node in alive if node.rank < first}:
+    turn = [node for node in alive if previous and node.rank < first and not node.arrived(order.generation)]
+    if on_the_way - {node.node for node in turn}:
         return Step(_held_up(order, previous), late)
     began = now if previous is None or previous.began is None else previous.began
     return _go_on(order, alive, total, Published(order.generation, first, began=began), EMPTY, now)
 
 
-def _between(node: Traveller, previous: Published | None) -> bool:
+def _between(node: Traveller, previous: Published | None, waiting: Mapping[str, float]) -> bool:
     """Whether a node may still be on its way to the generation that was published before, or left from another policy.
 
     With nothing published, an entry can only be of a deleted policy of the same name.
     """
     if previous is None:
         return node.generation is not None
-    if previous.began is None or node.rank >= previous.admitted or (node.generation is None and not node.selected):
+    if previous.began is None or node.rank >= previous.admitted:
         return False
+    if node.generation is None and not node.selected:
+        return node.node in waiting
     reached = node.generation is not None and node.generation >= previous.generation
     return not (reached and (node.ready or node.fault))
 
