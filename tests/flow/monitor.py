@@ -17,6 +17,7 @@ class Heard:
     """What one drain brings: `virtnet.engine.reflex.Events`."""
 
     features: set[int] = field(default_factory=set)
+    seen: dict[int, Features] = field(default_factory=dict)
     tuning: set[int] = field(default_factory=set)
     links: dict[int, Link] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
@@ -45,6 +46,7 @@ class FakeMonitor:
             return
         known = self._heard
         known.features |= heard.features
+        known.seen = {index: now for index, now in known.seen.items() if index not in heard.features} | heard.seen
         known.tuning |= heard.tuning
         known.links |= heard.links
         known.gone |= heard.gone
@@ -89,6 +91,12 @@ class TellingHost(FakeHost):
         """Somebody runs ethtool -K, and the kernel tells."""
         self.foreign.set_feature(link, name, on)
         self.monitor.say(Heard(features={self.machine.named(link).link.ifindex}))
+
+    def flip_and_show(self, link: str, name: str, on: bool) -> None:
+        """Somebody runs ethtool -K, and the kernel tells what the features are now."""
+        self.foreign.set_feature(link, name, on)
+        device = self.machine.named(link)
+        self.monitor.say(Heard(features={device.link.ifindex}, seen={device.link.ifindex: device.features}))
 
     def tell_of(self, *names: str) -> None:
         """The kernel tells of these links as they are now."""

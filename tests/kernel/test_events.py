@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import sys
 import time
@@ -69,6 +70,7 @@ def hear(monitor: Monitor, enough: Callable[[Events], bool]) -> Events:
 
 def merge(heard: Events, more: Events) -> None:
     heard.features |= more.features
+    heard.seen |= more.seen
     heard.tuning |= more.tuning
     heard.links |= more.links
     heard.gone |= more.gone
@@ -100,6 +102,41 @@ def test_a_feature_flipped_by_ioctl_is_heard(playground: Playground, host: Linux
     playground.python(IOCTL_FLIP, "v0", str(ETHTOOL_SGRO), "1")
     assert playground.ethtool("v0")["rx-gro"]["active"], "the ioctl changed nothing: the test proves nothing"
     hear(monitor, lambda events: events.features == {index})
+
+
+def test_an_event_tells_what_the_features_are_now(playground: Playground, host: LinuxHost, monitor: Monitor) -> None:
+    index = named(host, "v0").ifindex
+    for word in ("on", "off"):
+        playground.run(f"ethtool -K v0 gro {word}")
+        heard = hear(monitor, lambda events: index in events.seen)
+        assert heard.seen == {index: host.read_features(index)}
+        assert bool(heard.seen[index].active & bits(host, "rx-gro")) is (word == "on")
+
+
+def test_features_are_told_first_and_other_events_right_after_them(
+    playground: Playground, host: LinuxHost, monitor: Monitor
+) -> None:
+    veth, tap = named(host, "v0").ifindex, named(host, "t0").ifindex
+    playground.run("ip link set t0 mtu 1300")
+    playground.run("ethtool -K v0 gro on")
+    first, second = monitor.drain(), monitor.drain()
+    assert (first.features, first.links) == ({veth}, {})
+    assert set(second.links) == {tap}
+
+
+def test_what_is_told_besides_lost_events_is_not_believed(
+    playground: Playground, host: LinuxHost, monitor: Monitor
+) -> None:
+    index = named(host, "v0").ifindex
+    with contextlib.closing(host.monitor(buffer_bytes=4096)) as small:
+        settle(small)
+        playground.python(FLIPS, "v0", "2000")
+        first = small.drain()
+        assert (first.lost, first.features, first.seen) == (True, {index}, {})
+        settle(small)
+        playground.run("ethtool -K v0 gro off")
+        playground.run("ethtool -K v0 gro on")
+        assert hear(small, lambda events: index in events.seen).seen == {index: host.read_features(index)}
 
 
 def test_setting_what_is_already_so_makes_no_event(host: LinuxHost, monitor: Monitor) -> None:

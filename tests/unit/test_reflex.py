@@ -11,7 +11,7 @@ from tests.flow.agent import NODE, Agent
 from tests.flow.monitor import Heard, TellingHost
 from tests.flow.policies import read
 from virtnet import errors, reconcile
-from virtnet.core.model import Setting
+from virtnet.core.model import Features, Ref, Setting
 from virtnet.core.standing import Standing
 from virtnet.engine.fights import Fights, Thresholds
 from virtnet.engine.metrics import Metrics
@@ -72,6 +72,40 @@ def test_a_flipped_feature_is_put_back_without_a_pass(loop: Loop) -> None:
     assert "+gro" in loop.host.words("tap0")
     assert (loop.host.looks, loop.woken) == (looks, [])
     assert (loop.host.reads - loop.host.repairs, loop.host.repairs) == (1, 1)
+
+
+def test_what_the_kernel_told_is_not_read_again(loop: Loop) -> None:
+    loop.host.flip_and_show("tap0", "gro", False)
+    loop.reflex.react()
+    assert "+gro" in loop.host.words("tap0")
+    assert (loop.host.reads - loop.host.repairs, loop.host.repairs) == (0, 1)
+
+
+def test_of_two_events_that_come_together_the_last_word_counts(loop: Loop) -> None:
+    loop.host.flip_and_show("tap0", "gro", False)
+    loop.host.flip_and_show("tap0", "gro", True)
+    loop.reflex.react()
+    assert (loop.host.reads, loop.host.repairs, loop.woken) == (0, 0, [])
+
+
+def test_a_repair_is_made_before_it_is_counted(loop: Loop) -> None:
+    counted: list[float] = []
+    act = loop.host.set_features
+
+    def set_features(link: Ref, mask: int, value: int) -> Features:
+        counted.append(loop.count("detected", "feature:rx-gro"))
+        return act(link, mask, value)
+
+    loop.host.set_features = set_features  # type: ignore[method-assign]
+    loop.flip("tap0", "gro", False)
+    assert (counted, loop.count("detected", "feature:rx-gro")) == ([0.0], 1.0)
+
+
+def test_a_repair_that_fails_is_counted_as_a_foreign_change_all_the_same(loop: Loop) -> None:
+    loop.host.fail(lambda _: True, errors.Temporary("out of memory"), times=1)
+    loop.flip("tap0", "gro", False)
+    assert (loop.count("detected", "feature:rx-gro"), loop.count("repaired", "feature:rx-gro")) == (1, 0)
+    assert loop.woken == ["a repair failed"]
 
 
 def test_a_repair_is_counted_and_timed(loop: Loop) -> None:

@@ -96,12 +96,17 @@ def mask_of(names: Iterable[str], kernel_names: tuple[str, ...]) -> int:
 
 def names_of(mask: int, kernel_names: tuple[str, ...]) -> tuple[str, ...]:
     """The names of the bits in `mask`, in the kernel's order."""
+    return tuple([kernel_names[bit] for bit in places(mask)])
+
+
+def places(mask: int) -> list[int]:
+    """The numbers of the bits in `mask`, lowest first."""
     found = []
     while mask:
         lowest = mask & -mask
-        found.append(kernel_names[lowest.bit_length() - 1])
+        found.append(lowest.bit_length() - 1)
         mask ^= lowest
-    return tuple(found)
+    return found
 
 
 def nearest(name: str, kernel_names: Iterable[str]) -> str | None:

@@ -1,4 +1,4 @@
-"""The fast loop: a kernel event names a link, its features are read, compared as integers and set back.
+"""The fast loop: a kernel event tells or names a link's features, which are compared as integers and set back.
 
 No Kubernetes, no fsync, no subprocess, no await. It repairs only what a pass has verified and may change without a
 transaction; everything else wakes the full pass.
@@ -11,7 +11,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from virtnet import errors
 from virtnet.core import features as feature_names
@@ -27,10 +27,12 @@ log = logging.getLogger(__name__)
 
 
 class Events(Protocol):
-    """What one drain of the kernel's notifications brought."""
+    """What one drain of the kernel's notifications brought; `seen` as far as it told what the features are now."""
 
     @property
     def features(self) -> Collection[int]: ...
+    @property
+    def seen(self) -> Mapping[int, Features]: ...
     @property
     def tuning(self) -> Collection[int]: ...
     @property
@@ -71,6 +73,22 @@ class _Entry:
     mask: int
     value: int
     table: FeatureTable
+
+
+class _Drift(NamedTuple):
+    """One managed feature that somebody changed, and the policy that wants it otherwise."""
+
+    bit: int
+    setting: Setting
+    policy: str
+
+
+def _drifts(entry: _Entry, wrong: int) -> list[_Drift]:
+    return [
+        _Drift(1 << bit, Setting(entry.link.ifindex, f"feature:{entry.table.names[bit]}"), ask.policy)
+        for ask in entry.table.asks
+        for bit in feature_names.places(ask.won & wrong)
+    ]
 
 
 class Reflex:
@@ -126,7 +144,7 @@ class Reflex:
         if events.lost:
             self.wake("events were lost")
         for ifindex in events.features:
-            self._check(ifindex, started)
+            self._check(ifindex, events.seen.get(ifindex), started)
         for ifindex in events.gone:
             self._drop(ifindex)
         if events.links:
@@ -153,8 +171,8 @@ class Reflex:
         if any(known.get(ifindex) != link for ifindex, link in links.items()):
             self.wake("a link changed")
 
-    def _check(self, ifindex: int, started: float) -> None:
-        """Read one link and put right what drifted."""
+    def _check(self, ifindex: int, seen: Features | None, started: float) -> None:
+        """Look at one link, unless the kernel told what there is to see, and put right what drifted."""
         entry = self._entries.get(ifindex)
         if entry is None:
             want = self._look.desired.links.get(ifindex) if self._look else None
@@ -162,7 +180,7 @@ class Reflex:
                 self.wake("a feature changed")
             return
         try:
-            features = self.host.read_features(ifindex)
+            features = seen or self.host.read_features(ifindex)
             wrong = (features.wanted ^ entry.value) & entry.mask
             if wrong:
                 self._repair(entry, wrong, started)
@@ -187,32 +205,36 @@ class Reflex:
     # --- repairs ---
 
     def _repair(self, entry: _Entry, wrong: int, started: float) -> None:
+        """What may be put right at once is; what has to be counted is counted after it."""
         now = time.monotonic()
-        allowed, insisted = self._allowed(entry, wrong, now)
+        drifts = _drifts(entry, wrong)
+        allowed, insisted = self._allowed(drifts, now)
+        at = self.fights.may_repair_at(entry.link.ifindex, now) if insisted else now
+        try:
+            if allowed and at <= now:
+                self._set(entry, allowed, started)
+        finally:
+            self._count(drifts)
         if allowed != wrong:
             self._entries[entry.link.ifindex] = self._without(entry, wrong & ~allowed)
             self.wake("a setting is contended")
-        if not allowed:
-            return
-        at = self.fights.may_repair_at(entry.link.ifindex, now) if insisted else now
         if at > now:
             self._repair_later(entry.link.ifindex, at - now)
-            return
-        self._set(entry, allowed, started)
 
-    def _allowed(self, entry: _Entry, wrong: int, now: float) -> tuple[int, bool]:
+    def _allowed(self, drifts: Iterable[_Drift], now: float) -> tuple[int, bool]:
         """The bits that may be repaired, and whether a policy insists on one of them."""
         allowed, insisted = 0, False
-        for ask in entry.table.asks:
-            for name in feature_names.names_of(ask.won & wrong, entry.table.names):
-                setting = Setting(entry.link.ifindex, f"feature:{name}")
-                insist = self._look is not None and drift.insists(self._look.desired, ask.policy)
-                self.metrics.detected(setting)
-                self.drifts[ask.policy] += 1
-                if self.fights.foreign_change(setting, now, insist=insist):
-                    allowed |= feature_names.mask_of((name,), entry.table.names)
-                    insisted = insisted or insist
+        for bit, setting, policy in drifts:
+            insist = self._look is not None and drift.insists(self._look.desired, policy)
+            if self.fights.foreign_change(setting, now, insist=insist):
+                allowed |= bit
+                insisted = insisted or insist
         return allowed, insisted
+
+    def _count(self, drifts: Iterable[_Drift]) -> None:
+        for _, setting, policy in drifts:
+            self.metrics.detected(setting)
+            self.drifts[policy] += 1
 
     def _without(self, entry: _Entry, bits: int) -> _Entry:
         mask = entry.mask & ~bits

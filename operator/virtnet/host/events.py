@@ -11,9 +11,9 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from virtnet.core.model import Link
-from virtnet.errors import HostError
-from virtnet.host import ethtool, links, netlink
+from virtnet.core.model import Features, Link
+from virtnet.errors import HostError, NotSupported
+from virtnet.host import ethtool, links, netlink, offloads
 from virtnet.host.namespaces import Namespace, in_initial_user_namespace
 
 RTMGRP_LINK = 1
@@ -39,10 +39,12 @@ class Events:
 
     `gone` comes before `links`: an index in both was removed and is another link now. `lost`: the kernel dropped
     events, and only a full look tells what is. `modules` are names of modules that were loaded or removed,
-    `unaddressed` are links that an address was taken from.
+    `unaddressed` are links that an address was taken from. `seen` has the features that are now of links in `features`,
+    where the kernel told them and nothing that it told after that is still unheard.
     """
 
     features: set[int] = field(default_factory=set)
+    seen: dict[int, Features] = field(default_factory=dict)
     tuning: set[int] = field(default_factory=set)
     links: dict[int, Link] = field(default_factory=dict)
     gone: set[int] = field(default_factory=set)
@@ -73,10 +75,11 @@ class Monitor:
         self._view = memoryview(self._buffer)
         self._sockets: list[tuple[socket.socket, Callable[[bytes, Events, _Bodies], None]]] = []
         self.modules_problem = ""
+        self._others_wait = self._emptied = self._missed = False
         try:
             groups = RTMGRP_LINK | RTMGRP_ADDRESSES
-            self._listen(netlink.open_socket(netlink.ROUTE, namespace, groups=groups), _hear_links)
             self._listen(_ethtool_socket(namespace), _hear_ethtool)
+            self._listen(netlink.open_socket(netlink.ROUTE, namespace, groups=groups), _hear_links)
             self._listen_to_modules()
             self._buffer_bytes = min(netlink.widen(listener, buffer_bytes) for listener, _ in self._sockets)
         except BaseException:
@@ -93,15 +96,34 @@ class Monitor:
         return tuple(listener.fileno() for listener, _ in self._sockets)
 
     def drain(self) -> Events:
-        """Take what is there, at most BATCH datagrams from each socket; what is left keeps the descriptor readable."""
+        """Take what is there, at most BATCH datagrams from each socket; what is left keeps the descriptor readable.
+
+        Features come first and, every other time, alone: they are repaired before the same change is read again among
+        the links, which takes as long as the repair.
+        """
         events, bodies = Events(), dict[int, bytes]()
         for listener, hear in self._sockets:
             for datagram in self._datagrams(listener, events):
                 hear(datagram, events, bodies)
+            if hear is _hear_ethtool:
+                self._doubt(events)
+                if events.features and not self._others_wait:
+                    self._others_wait = True
+                    return events
+        self._others_wait = False
         for ifindex, body in bodies.items():
             link = links.parse(body)
             events.links[ifindex] = self._complete(link) if self._complete else link
         return events
+
+    def _doubt(self, events: Events) -> None:
+        """Trust what the kernel told of features only where it told all: once it has dropped an event it drops more,
+        and says so no second time, until everything before has been taken (netlink_overrun() in af_netlink.c)."""
+        self._missed = self._missed or events.lost
+        if self._missed or not self._emptied:
+            events.seen.clear()
+        if self._emptied:
+            self._missed = False
 
     def close(self) -> None:
         for listener, _ in self._sockets:
@@ -125,10 +147,12 @@ class Monitor:
         self._listen(opened, _hear_modules)
 
     def _datagrams(self, listener: socket.socket, events: Events) -> Iterator[bytes]:
+        self._emptied = False
         for _ in range(BATCH):
             try:
                 size = listener.recv_into(self._buffer)
             except BlockingIOError:
+                self._emptied = True
                 return
             except OSError as failed:
                 if failed.errno != errno.ENOBUFS:
@@ -164,9 +188,14 @@ def _hear_links(datagram: bytes, events: Events, bodies: _Bodies) -> None:
 
 
 def _hear_ethtool(datagram: bytes, events: Events, _: _Bodies) -> None:
-    for _kind, _flags, start, _end in netlink.messages(datagram):
+    for _kind, _flags, start, end in netlink.messages(datagram):
         if datagram[start] == FEATURES_NTF:
-            events.features.add(ethtool.ifindex_of(datagram, start))
+            ifindex = ethtool.ifindex_of(datagram, start)
+            events.features.add(ifindex)
+            try:
+                events.seen[ifindex] = offloads.parse(datagram[start:end])
+            except NotSupported:
+                events.seen.pop(ifindex, None)
         elif datagram[start] in TUNING_NTF:
             events.tuning.add(ethtool.ifindex_of(datagram, start))
 

@@ -48,7 +48,7 @@ def repeated_dump(family: int) -> RepeatedDump[Features]:
 def read(connection: Connection, family: int, ref: Ref) -> Features:
     """The features of one link, `ref` with an index, a name or both."""
     body = ethtool.request(FEATURES_GET, ref=ref)
-    return _parse(connection.get(family, body, f"read the offload features of {ref.name or ref.ifindex}"))
+    return parse(connection.get(family, body, f"read the offload features of {ref.name or ref.ifindex}"))
 
 
 def change(connection: Connection, family: int, ref: Ref, mask: int, value: int) -> None:
@@ -96,11 +96,14 @@ def _wanted(mask: int, value: int) -> bytes:
 
 
 def _parse_with_noise(payload: Body) -> tuple[Features, int, int]:
-    return _parse(payload), len(payload), len(payload)
+    return parse(payload), len(payload), len(payload)
 
 
-def _parse(payload: Body) -> Features:
-    """Behind the header that names the link come only bitsets, equal on all links of a kind: they share one object."""
+def parse(payload: Body) -> Features:
+    """The features that a reply or a notification tells; both are the same message.
+
+    Behind the header that names the link come only bitsets, equal on all links of a kind: they share one object.
+    """
     bitsets = bytes(payload[4 + (netlink.integer(payload, 4, 6) + 3 & ~3) :])
     known = _features.get(bitsets)
     if known is None:
