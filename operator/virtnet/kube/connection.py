@@ -85,7 +85,16 @@ class Connection:
     def lend(self) -> aiohttp.ClientSession:
         """A session for kopf, which closes it when it likes: the pool stays. Its requests are paced."""
         self._lent = [session for session in self._lent if not session.closed]
-        session = self._new_session(self._paced, self._identified)
+
+        async def paced(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+            await self._wait_for_turn(request)
+            if session.closed:
+                raise RuntimeError("Session is closed")  # as aiohttp says it, and kopf understands it
+            response = await send(request)
+            self._notice_list(request, response)
+            return response
+
+        session = self._new_session(paced, self._identified)
         self._lent.append(session)
         return session
 
@@ -121,14 +130,15 @@ class Connection:
             token.distrust()
         return response
 
-    async def _paced(self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-        path, watch = request.url.path, request.url.query.get("watch") == "true"
+    async def _wait_for_turn(self, request: aiohttp.ClientRequest) -> None:
         if request.method == "GET":
-            await asyncio.sleep(self._pace.wait((path, watch), spread=pace.SPREAD if watch else 0.0))
-        response = await send(request)
-        if self.on_list is not None and request.method == "GET" and not watch and response.ok:
-            self.on_list(path)
-        return response
+            watch = _is_watch(request)
+            spread = pace.SPREAD if watch else 0.0
+            await asyncio.sleep(self._pace.wait((request.url.path, watch), spread=spread))
+
+    def _notice_list(self, request: aiohttp.ClientRequest, response: aiohttp.ClientResponse) -> None:
+        if self.on_list is not None and request.method == "GET" and not _is_watch(request) and response.ok:
+            self.on_list(request.url.path)
 
     # --- requests ---
 
@@ -233,6 +243,10 @@ class Connection:
             raise errors.Unreachable(f"{asked}: {error}") from error
         except ValueError as error:
             raise errors.Unreachable(f"{asked}: the answer is not JSON: {error}") from error
+
+
+def _is_watch(request: aiohttp.ClientRequest) -> bool:
+    return request.url.query.get("watch") == "true"
 
 
 _KINDS: Mapping[int, type[errors.ApiError]] = {

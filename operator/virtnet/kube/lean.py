@@ -28,4 +28,4 @@ def _without(names: Iterable[str]) -> Iterator[None]:
 
 
 with _without(UNWANTED):
-    import kopf as kopf
+    import kopf as kopf  # noqa: PLC0414 - the alias says that it is meant for others

@@ -17,7 +17,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple, NoReturn
+from weakref import WeakSet
 
 from virtnet import errors
 from virtnet.kube import pace
@@ -28,7 +30,8 @@ __all__ = ["Backoffs", "Muffle", "Operator", "Signals", "Watch", "settings"]
 
 log = logging.getLogger(__name__)
 
-RESTART_SECONDS = (1.0, 5.0)
+RESTART_SECONDS = (0.5, 2.0)
+"""kopf itself takes five more to end."""
 SERVER_ENDS_WATCH = (300, 600)
 """Seconds after which the server ends a watch, so that connections spread over its replicas again."""
 STOPPING = (signal.SIGINT, signal.SIGTERM)
@@ -94,13 +97,16 @@ class Operator:
         self.starts = 0
         """How often kopf was started."""
         self._logins = pace.Pace()
+        # At level INFO kopf says of each event that its handler succeeded.
+        logging.getLogger("kopf.objects").setLevel(logging.WARNING)
 
     async def run(self, signals: Signals | None = None) -> NoReturn:
         """Until cancelled. `signals` are the process's own handlers; kopf takes SIGINT and SIGTERM for itself."""
         while True:
             await self._until_served()
             try:
-                await self._run_once(signals or {})
+                # A task of its own has a context of its own, and with it a family.
+                await asyncio.create_task(self._run_once(signals or {}), name="kopf")
                 self.obstacle = "kopf ended"
             # kopf passes on whatever ended it, of whatever kind; the answer to all of them is to begin anew.
             except Exception as error:
@@ -110,13 +116,14 @@ class Operator:
             await asyncio.sleep(random.uniform(*RESTART_SECONDS))
 
     async def _run_once(self, signals: Signals) -> None:
+        others = _Others(_found_family())
         tasks = await kopf.spawn_tasks(
             registry=self._registry(), settings=settings(self.finalizer, self.watches), clusterwide=True
         )
         _give_back(signals)
         self.obstacle = ""
         self.starts += 1
-        await kopf.run_tasks(tasks, ignored=_NotKopfs())
+        await kopf.run_tasks(tasks, ignored=others)
 
     def _registry(self) -> Any:
         """Of our own: the usual one would log in with whatever libraries are installed."""
@@ -172,26 +179,62 @@ def _give_back(signals: Signals) -> None:
             loop.add_signal_handler(number, signals[number])
 
 
-class _NotKopfs(Collection[Any]):
-    """Every task there is: at its end kopf would cancel all that were born since its start, the engine's too.
+# --- whose tasks are whose ---------------------------------------------------------------------------------
 
-    What kopf makes itself hangs on its root tasks, which end with it.
+_family: ContextVar[WeakSet[asyncio.Task[Any]] | None] = ContextVar("_family", default=None)
+
+
+class _Others(Collection[Any]):
+    """Every task that was not born inside one operator.
+
+    At its end kopf cancels all tasks that it is not told to ignore, and what is born later cannot be told beforehand:
+    the probes of a transaction, or another operator's watches.
     """
 
-    def __contains__(self, _: object) -> bool:
-        return True
+    def __init__(self, family: WeakSet[asyncio.Task[Any]]) -> None:
+        self._family = family
+
+    def __contains__(self, task: object) -> bool:
+        # Its owner ends a pause waiter. Cancelled by somebody else it fails in kopf's own callback, loudly.
+        waiter = isinstance(task, asyncio.Task) and task.get_name().startswith("pause-waiter")
+        return waiter or task not in self._family
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(asyncio.all_tasks())
+        return iter(asyncio.all_tasks() - set(self._family))
 
     def __len__(self) -> int:
-        return len(asyncio.all_tasks())
+        return len(asyncio.all_tasks() - set(self._family))
+
+
+def _found_family() -> WeakSet[asyncio.Task[Any]]:
+    """From here on, the tasks that this one makes, and those make, are one family."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop.get_task_factory(), _Register):
+        loop.set_task_factory(_Register(loop.get_task_factory()))
+    family = WeakSet[asyncio.Task[Any]]()
+    _family.set(family)
+    return family
+
+
+class _Register:
+    """A task factory that enters each task into the family of the one that makes it."""
+
+    def __init__(self, before: Any) -> None:
+        self._make = before or (lambda loop, coroutine, **options: asyncio.Task(coroutine, loop=loop, **options))
+
+    def __call__(self, loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        task: asyncio.Task[Any] = self._make(loop, coroutine, **options)
+        family = _family.get()
+        if family is not None:
+            family.add(task)
+        return task
 
 
 class Muffle(logging.Filter):
     """Lets the same sentence pass once in `seconds`, whatever numbers are in it, and says how many were kept back.
 
-    For a handler: it looks at `names` and what is below them. kopf says every failed attempt at level ERROR.
+    For a handler: it looks at `names` and what is below them. kopf says every failed attempt at level ERROR, and
+    whatever ends it with several tracebacks; the sentences say the same.
     """
 
     def __init__(self, names: Collection[str] = ("kopf", "aiohttp", __name__), seconds: float = 60.0) -> None:
@@ -202,6 +245,8 @@ class Muffle(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.name.startswith(self._names):
             return True
+        if record.levelno > logging.DEBUG:
+            record.exc_info = record.exc_text = None
         sentence = f"{record.name} {re.sub('[0-9]+', '#', record.getMessage())}"
         now = time.monotonic()
         since, kept_back = self._said.get(sentence, (-self._seconds, 0))
