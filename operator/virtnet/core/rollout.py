@@ -5,8 +5,8 @@
 
 Nothing is counted up or down: `step` derives everything from what the nodes report and from the status it published
 itself, so a controller that is started anew at any moment goes on as if nothing had happened. The one thing it keeps in
-memory is who keeps it waiting, and since when. After a restart a silent node has its deadline once more; and one that an
-edit deselects while it is on its way for the first time is not waited for.
+memory is who keeps it waiting, and since when. After a restart a silent node has its deadline once more; and one that
+an edit deselects while it is on its way for the first time is not waited for.
 """
 
 from __future__ import annotations
