@@ -9,7 +9,6 @@ import contextlib
 import os
 import shlex
 import signal
-import subprocess
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -51,17 +50,14 @@ class Sandbox:
         """Make the namespaces; `setup` is shell text that runs in them first, as their first process."""
         (self.home / "log").mkdir(parents=True)
         script = INIT.format(home=shlex.quote(str(self.home)), pause=assets.path("pause"), setup=setup)
-        with (self.home / "log/init.log").open("w") as log:
-            process = subprocess.Popen(
-                ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "sh", "-c", script],
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )  # fmt: skip
-        wait_until(f"{self.home.name} is set up", lambda: self._is_ready(process), 20, 0.02)
-
-    def _is_ready(self, process: subprocess.Popen[bytes]) -> bool:
-        if process.poll() is not None:
-            raise AssertionError(f"{self.home.name}: {(self.home / 'log/init.log').read_text()}")
-        return (self.home / "ready").exists()
+        command = ("unshare", "--net", "--mount", "--pid", "--fork", "--kill-child=SIGKILL", "sh", "-c", script)
+        log = self.log("init")
+        # Nobody waits for it: it outlives the process that starts it.
+        commands.run("sh", "-c", f"setsid {shlex.join(command)} < /dev/null > {shlex.quote(str(log))} 2>&1 &")
+        try:
+            wait_until(f"{self.home.name} is set up", (self.home / "ready").exists, 20, 0.02)
+        except TooLate as error:
+            raise TooLate(f"{error}: {log.read_text()}") from error
 
     @property
     def init(self) -> int | None:
