@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from virtnet import errors
 
@@ -20,8 +21,13 @@ SIGNALLED = 128
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    return guarded(lambda: _dispatch(arguments))
+
+
+def guarded(command: Callable[[], int]) -> int:
+    """The exit code of a command, whatever becomes of it; an error of ours is one sentence."""
     try:
-        code = _dispatch(arguments)
+        code = command()
         sys.stdout.flush()
     except KeyboardInterrupt:
         return SIGNALLED + signal.SIGINT
@@ -43,22 +49,25 @@ def _dispatch(arguments: Sequence[str]) -> int:
         from virtnet.cli import release_nodes
 
         return release_nodes.main(arguments[1:])
-    return _typer(arguments)
+    from virtnet.cli.app import app
+
+    return typed(app, "virtnet", arguments)
 
 
-def _typer(arguments: Sequence[str]) -> int:
+def typed(app: Any, name: str, arguments: Sequence[str]) -> int:
+    """Run a program made of typer's commands; `name` is how people call it."""
     import typer
 
-    from virtnet.cli.app import app
     from virtnet.cli.interrupts import Interrupted
 
     _never_fail_to_print()
     try:
-        return app(args=list(arguments), prog_name="virtnet", standalone_mode=False) or 0
+        code: int | None = app(args=list(arguments), prog_name=name, standalone_mode=False)
+        return code or 0
     except Interrupted as interrupted:
         return SIGNALLED + interrupted.number
     except typer.TyperException as error:
-        _say(f"{error.format_message()} (virtnet --help shows how)")
+        _say(f"{error.format_message()} ({name} --help shows how)")
         return ERROR
 
 

@@ -60,7 +60,7 @@ def lay_out(console: Console, rows: Sequence[Sequence[Text]]) -> None:
     """
     *widths, last = (max(cell.cell_len for cell in column) for column in zip(*rows, strict=True))
     left = console.width - sum(widths) - 2 * (len(widths) + 1)
-    if left < min(last, max(widths) + 2):
+    if left < min(last, max(widths, default=0) + 2):
         table = grid(*("" for _ in rows[0]))
         for row in rows:
             table.add_row("", *row)
