@@ -125,7 +125,7 @@ def run(context: typer.Context) -> None:
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 def release_nodes(context: typer.Context) -> None:
-    """Put back what was there before virtnet on every node of a cluster."""
+    """Put back what was there, on all nodes of a cluster."""
     from virtnet.cli import release_nodes as uninstall
 
     _leave(uninstall.main(context.args))
