@@ -85,7 +85,7 @@ def test_it_is_a_host(host: LinuxHost) -> None:
 
 def test_only_what_is_asked_is_read(playground: Playground, host: LinuxHost) -> None:
     playground.batch(*LINKS)
-    asked = ("drivers", "rings", "channels", "rx_frames", "addresses", "module", "users")
+    asked = ("drivers", "untold_drivers", "rings", "channels", "rx_frames", "addresses", "module", "users")
     assert {field.name for field in fields(Interest)} == set(asked)
     nothing = host.observe(Interest())
     assert [nothing.drivers, nothing.rings, nothing.channels, nothing.rx_frames] == [EMPTY] * 4

@@ -9,7 +9,7 @@ from tests.kernel.test_links import as_ref, look, named
 from virtnet import errors
 from virtnet.core import features as names
 from virtnet.core import model
-from virtnet.core.model import Features, Ref
+from virtnet.core.model import Features, Ref, SetFeatures
 from virtnet.host import LinuxHost
 
 LINKS = (
@@ -117,3 +117,41 @@ def test_an_empty_mask_changes_nothing(playground: Playground, host: LinuxHost) 
 def test_a_link_without_features_is_gone(host: LinuxHost) -> None:
     with pytest.raises(errors.Gone):
         host.read_features(4242)
+
+
+def test_many_links_are_set_as_one_by_one_and_each_failure_is_told_of_its_own(
+    playground: Playground, host: LinuxHost
+) -> None:
+    """More than go into one datagram; a gone link and a bit beyond the kernel's are among them."""
+    playground.batch(*(f"link add x{number} type veth peer name y{number}" for number in range(70)))
+    mask = bits(host, "rx-gro", "tx-generic-segmentation")
+    found = look(host)
+    before = {link.name: found.features[index] for index, link in found.links.items() if link.name[0] in "xy"}
+    asked: list[model.Change] = [
+        SetFeatures(as_ref(named(host, f"x{number}")), mask, mask if number % 2 else 0) for number in range(70)
+    ]
+    asked[3:3] = [SetFeatures(Ref("x0", 99_999), mask, 0), SetFeatures(as_ref(named(host, "y0")), 1 << 200, 0)]
+    asked[10:10] = [model.SetMtu(as_ref(named(host, "y1")), 1400), SetFeatures(as_ref(named(host, "y2")), 0, 0)]
+    answers = host.apply_all(asked)
+    assert {place: type(error) for place, error in enumerate(answers) if error} == {3: errors.Gone, 4: errors.Refused}
+    assert "x0" in str(answers[3])
+    assert "y0" in str(answers[4])
+    for number in range(70):
+        shown = playground.ethtool(f"x{number}")
+        assert {shown[name]["active"] for name in ("rx-gro", "tx-generic-segmentation")} == {number % 2 == 1}
+    assert named(host, "y1").mtu == 1400
+    assert look(host).features[named(host, "y2").ifindex] == before["y2"]
+    assert host.apply_all(asked[5:]) == [None] * (len(asked) - 5), "made twice"
+
+
+def test_a_set_that_fails_leaves_no_answer_behind(playground: Playground, host: LinuxHost) -> None:
+    playground.batch(*LINKS)
+    index, mask = named(host, "v0").ifindex, bits(host, "rx-gro")
+    with pytest.raises(errors.Gone, match="set offload features of other"):
+        host.set_features(Ref("other", index), mask, mask)
+    with pytest.raises(errors.Refused, match="set offload features of v0"):
+        host.set_features(Ref("v0", index), 1 << 200, 0)
+    after = host.set_features(Ref("v0", index), mask, mask)
+    assert after.active & mask
+    assert host.read_features(named(host, "t0").ifindex) == look(host).features[named(host, "t0").ifindex]
+    assert host.set_features(Ref("v0", index), 0, 0) == after

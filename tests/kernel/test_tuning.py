@@ -109,14 +109,34 @@ def test_nothing_asked_is_nothing_done(playground: Playground, host: LinuxHost) 
     host.apply(model.SetRings(as_ref(named(host, "br0"))))
 
 
+def driver_of(playground: Playground, name: str) -> dict[str, str]:
+    return dict(re.findall(r"^([\w-]+): ?(.*)$", playground.run(f"ethtool -i {name}"), re.M))
+
+
 def test_drivers_are_read_as_ethtool_shows_them(playground: Playground, host: LinuxHost) -> None:
     playground.batch(*LINKS)
     state = host.observe(Interest(drivers=True))
     assert named(host, "lo").ifindex not in state.drivers
     for name in ("v0", "br0", "t0"):
-        shown = dict(re.findall(r"^([\w-]+): ?(.*)$", playground.run(f"ethtool -i {name}"), re.M))
+        shown = driver_of(playground, name)
         found = state.drivers[named(host, name).ifindex]
         assert found == Driver(shown["driver"], shown["version"], shown["bus-info"], shown["firmware-version"])
+
+
+def test_a_kind_that_tells_its_driver_is_named_as_ethtool_names_the_driver(
+    playground: Playground, host: LinuxHost
+) -> None:
+    playground.batch(
+        "link add v0 type veth peer name v1",
+        "tuntap add t0 mode tap",
+        "link add br0 type bridge",
+        "link add ifb9 type ifb",
+    )
+    state = host.observe(Interest(untold_drivers=True))
+    for name in ("v0", "t0", "br0"):
+        assert named(host, name).kind == driver_of(playground, name)["driver"]
+        assert named(host, name).ifindex not in state.drivers
+    assert state.drivers[named(host, "ifb9").ifindex].name == driver_of(playground, "ifb9")["driver"]
 
 
 def test_the_driver_of_a_reused_index_is_read_again(playground: Playground, host: LinuxHost) -> None:

@@ -392,6 +392,25 @@ def test_a_full_disk_changes_nothing_in_memory_and_heals(state: StateDir, journa
     assert entries(reopened(ledger, state)) == {2: [LRO], 7: [GRO]}
 
 
+def test_of_many_links_all_are_recorded_or_none(state: StateDir, journal_path: Path) -> None:
+    ledger = Ledger(state, HERE)
+    ledger.record(ETH0, [LRO])
+    before = journal_path.read_bytes()
+    many = [(TAP7, [GRO]), (ETH0, [MTU])]
+    for room in (10, 120):  # for a part of the first line, and for the first line alone
+        with files_at_most(len(before) + room), pytest.raises(LedgerError, match="the disk is full"):
+            ledger.record_links(many)
+        assert (journal_path.read_bytes(), entries(ledger)) == (before, {2: [LRO]})
+    ledger.record_links(many)
+    assert entries(reopened(ledger, state)) == {2: [LRO, MTU], 7: [GRO]}
+
+
+def test_a_link_that_comes_twice_has_the_entries_of_both_and_the_first_originals(state: StateDir) -> None:
+    ledger = Ledger(state, HERE)
+    ledger.record_links([(ETH0, [LRO]), (TAP7, [GRO]), (ETH0, [MTU, replace(LRO, original=False)])])
+    assert entries(reopened(ledger, state)) == {2: [LRO, MTU], 7: [GRO]}
+
+
 def test_the_files_of_module_and_made_links_refuse_without_a_change_in_memory(state: StateDir) -> None:
     ledger = Ledger(state, HERE)
     ledger.record(None, [STATE])
@@ -481,6 +500,18 @@ def test_a_thousand_links_are_there_again_after_a_restart(state: StateDir, journ
     ledger.close()
     assert journal_path.read_bytes().count(b"\n") == 1001
     assert len(Ledger(state, HERE).recorded.links) == 1000
+
+
+def test_many_links_are_recorded_in_one_write_and_that_is_no_reason_to_write_them_anew(
+    state: StateDir, journal_path: Path
+) -> None:
+    ledger = Ledger(state, HERE)
+    before = journal_path.stat()
+    links = [Link(n, f"tap{n}", "tun", f"02:00:00:00:{n >> 8:02x}:{n & 255:02x}") for n in range(1, 1001)]
+    ledger.record_links([(link, two(link)) for link in links])
+    after = journal_path.stat()
+    assert (after.st_ino, after.st_size > 64 * 1024) == (before.st_ino, True)
+    assert entries(reopened(ledger, state)) == {link.ifindex: two(link) for link in links}
 
 
 def two(link: Link) -> list[Entry]:

@@ -278,9 +278,9 @@ def test_what_nothing_enforces_yet_is_said() -> None:
 INTERESTS = {
     "nothing for a bridge's options": (mtu("p", 9000), Interest()),
     "addresses for ports": (Policy("p", bridge=BridgeSpec("br0", ports=("eth0",))), Interest(addresses=True)),
-    "drivers for uplinks": (Policy("p", uplink=UplinkSpec()), Interest(drivers=True)),
-    "rings": (Policy("p", uplink=UplinkSpec(rings_tx=1)), Interest(drivers=True, rings=True)),
-    "channels": (Policy("p", uplink=UplinkSpec(channels_tx=1)), Interest(drivers=True, channels=True)),
+    "drivers for uplinks": (Policy("p", uplink=UplinkSpec()), Interest(untold_drivers=True)),
+    "rings": (Policy("p", uplink=UplinkSpec(rings_tx=1)), Interest(untold_drivers=True, rings=True)),
+    "channels": (Policy("p", uplink=UplinkSpec(channels_tx=1)), Interest(untold_drivers=True, channels=True)),
     "drivers for taps that are matched by driver": (
         Policy("p", tap=TapSpec(Match(drivers=("tun",)))),
         Interest(drivers=True),

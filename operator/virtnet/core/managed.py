@@ -52,7 +52,7 @@ def entries(state: HostState, managed: Iterable[Managed]) -> Iterator[dict[str, 
 
 
 def _place(state: HostState, link: Link) -> dict[str, str]:
-    """The driver is told by the link's kind where nobody asked for drivers: for software links they are the same."""
+    """The driver is told by the link's kind where no driver was read: for software links they are the same."""
     driver, master = state.drivers.get(link.ifindex), state.links.get(link.master)
     place = {"driver": driver.name if driver else link.kind, "master": master.name if master else ""}
     return {name: value for name, value in place.items() if value}

@@ -419,6 +419,7 @@ class Interest:
     """What a look must read beyond links and their features; everything else is left out of it."""
 
     drivers: bool = False
+    untold_drivers: bool = False  # of links whose kind is not their driver's name; `drivers` are those of all links
     rings: bool = False
     channels: bool = False
     rx_frames: bool = False

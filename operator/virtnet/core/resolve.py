@@ -161,7 +161,8 @@ def interest(policies: Iterable[Policy]) -> Interest:
     taps = [policy.tap for policy in policies if policy.tap]
     matches = [match for match in (*(u.match for u in uplinks), *(t.match for t in taps)) if match]
     return Interest(
-        drivers=bool(uplinks) or any(match.drivers for match in matches),
+        drivers=any(match.drivers for match in matches),
+        untold_drivers=bool(uplinks),
         rings=any(uplink.rings_rx is not None or uplink.rings_tx is not None for uplink in uplinks),
         channels=any(
             count is not None

@@ -34,7 +34,7 @@ class Journal:
         self._state, self._name, self._path = state, name, state.path / name
         self._header = {"journal": VERSION, "boot_id": identity.boot_id, "netns": identity.netns}
         self._fd = -1
-        self._length = self._size = self._base = 0
+        self._length = self._size = self._base = self._count = 0
         self._unreadable = ""
 
     def read(self) -> list[Any]:
@@ -64,7 +64,7 @@ class Journal:
         if header != self._header:
             return []
         lines = _parse_all(complete[1:])
-        self._length = sum(map(len, complete)) + len(complete)
+        self._length, self._count = sum(map(len, complete)) + len(complete), len(lines)
         return lines
 
     @property
@@ -72,10 +72,9 @@ class Journal:
         """Whether there is no file to append to: before the first rewrite, or someone removed it."""
         return self._fd < 0 or os.fstat(self._fd).st_nlink == 0
 
-    @property
-    def grown(self) -> bool:
-        """Whether a rewrite would make the file a tenth of its size, or the last attempt is long ago."""
-        return self._size > max(_SMALL, _GROWTH * self._base)
+    def is_grown(self, needed: int) -> bool:
+        """Whether a rewrite with `needed` lines would make the file a tenth of its size, and the last is long ago."""
+        return self._count > _GROWTH * needed and self._size > max(_SMALL, _GROWTH * self._base)
 
     def resume(self) -> bool:
         """Go on with the file that was read, without the torn end it may have; whether that is possible."""
@@ -89,7 +88,8 @@ class Journal:
         """Replace the file by these lines, all or nothing."""
         if self._unreadable or self._state.read_only:
             raise LedgerError(self._unreadable or f"{self._path} is open only for reading")
-        data = _join([self._header, *lines])
+        content = list(lines)
+        data = _join([self._header, *content])
         self._base = max(self._size, len(data))  # stays so when this fails: the next attempt is far off
         try:
             self._state.prepare()
@@ -99,7 +99,7 @@ class Journal:
         except OSError as error:
             raise LedgerError(f"{self._path} cannot be written: {error.strerror}") from error
         self.close()
-        self._fd, self._size, self._base = fd, len(data), len(data)
+        self._fd, self._size, self._base, self._count = fd, len(data), len(data), len(content)
 
     def append(self, lines: Sequence[Any]) -> None:
         """Add lines in one write. On `LedgerError` none of them is in the file."""
@@ -113,6 +113,7 @@ class Journal:
             self._cut()
             raise LedgerError(f"{self._path} cannot be written: the disk is full")
         self._size += written
+        self._count += len(lines)
 
     def _cut(self) -> None:
         """Cut off what a failed write left; where that fails too, nothing is appended before a rewrite."""

@@ -129,7 +129,7 @@ class Ledger:
         self._journal.append([_line(record) for record in changed])
         for record in changed:
             _replace(self._links, record)
-        if self._journal.grown:
+        if self._journal.is_grown(len(self._links)):
             self._compact()
 
     def _compact(self) -> None:
@@ -240,7 +240,7 @@ def _replace(links: dict[int, LinkRecord], record: LinkRecord) -> None:
 
 def _line(record: LinkRecord) -> list[Any]:
     entries = [
-        (entry.setting.key, entry.original, entry.wanted, entry.policy, entry.deletion.value, *_earlier(entry))
+        (entry.setting.key, entry.original, entry.wanted, entry.policy, entry.deletion, *_earlier(entry))
         for entry in record.entries.values()
     ]
     return [record.ifindex, record.name, record.kind, record.mac, entries]

@@ -78,16 +78,15 @@ class LinuxHost:
 
     def set_features(self, ref: Ref, mask: int, value: int) -> Features:
         """Ask for features in one message, and read what came of it. Gone unless index and name are still one link."""
-        generic, family = self._connections.generic, self._looks.family
-        offloads.change(generic, family, ref, mask, value)
-        return offloads.read(generic, family, ref)
+        return offloads.change_and_read(self._connections.generic, self._looks.family, ref, mask, value)
 
     def _look_further(self, interest: Interest, found: Mapping[int, Link]) -> dict[str, Any]:
         """The parts of HostState beyond links and features, by name."""
         extras: dict[str, Any] = {}
         generic = self._connections.generic
-        if interest.drivers:
-            extras["drivers"] = self._drivers.look(generic, found)
+        if interest.drivers or interest.untold_drivers:
+            asked = found if interest.drivers else tuning.untold(found)
+            extras["drivers"] = self._drivers.look(generic, asked)
         if interest.rings:
             extras["rings"] = tuning.rings(generic, self._looks.family, found)
         if interest.channels:

@@ -206,6 +206,27 @@ class Connection:
         """One request that changes something; returns when the kernel has acknowledged it."""
         self._exchange(kind, REQUEST | ACK | flags, body, doing)
 
+    def change_and_get(self, kind: int, change: bytes, get: bytes, doing: str) -> bytes:
+        """A change and a look at what came of it, in one datagram: two system calls instead of four."""
+        sequence = self._next_sequence()
+        self._sequence += 1
+        requests = (
+            HEADER.pack(16 + len(change), kind, REQUEST, sequence, 0) + change,
+            HEADER.pack(16 + len(get), kind, REQUEST, sequence + 1, 0) + get,
+        )
+        self._send(b"".join(requests), doing)
+        failed: HostError | None = None
+        while True:
+            datagram = self.receive(doing)
+            for _, flags, start, end in messages(datagram, sequence):
+                failed = failure(datagram, flags, start, end, doing)
+            for got, flags, start, end in messages(datagram, sequence + 1):
+                if failed is None and got == ERROR:
+                    failed = failure(datagram, flags, start, end, doing)
+                if failed is not None:
+                    raise failed
+                return bytes(datagram[start:end])
+
     def change_all(self, kind: int, asked: Sequence[tuple[bytes, str]]) -> list[HostError | None]:
         """Like `change` for each (body, doing), in this order whatever fails; for each why it failed, or None."""
         answers: list[HostError | None] = []

@@ -61,6 +61,14 @@ def change(connection: Connection, family: int, ref: Ref, mask: int, value: int)
         connection.change(family, _request(ref, mask, value), _doing(ref))
 
 
+def change_and_read(connection: Connection, family: int, ref: Ref, mask: int, value: int) -> Features:
+    """Like `change`, and what came of it."""
+    if not mask:
+        return read(connection, family, ref)
+    look = ethtool.request(FEATURES_GET, ref=ref)
+    return parse(connection.change_and_get(family, _request(ref, mask, value), look, _doing(ref)))
+
+
 def may_share(change: Change) -> bool:
     """Whether `change_all` makes this change."""
     return isinstance(change, SetFeatures) and change.mask != 0

@@ -147,6 +147,15 @@ def _set(
 # --- drivers -----------------------------------------------------------------------------------------------
 
 
+TELLING_KINDS = frozenset({"veth", "tun", "bridge"})
+"""Kinds whose driver calls itself so in ETHTOOL_GDRVINFO, and of which a host may have thousands."""
+
+
+def untold(links: Mapping[int, Link]) -> Mapping[int, Link]:
+    """The links whose kind does not tell their driver: each costs a system call when it is first seen."""
+    return {ifindex: link for ifindex, link in links.items() if link.kind not in TELLING_KINDS}
+
+
 class Drivers:
     """Driver of each link, asked once for each (index, name): it does not change while a link lives."""
 
