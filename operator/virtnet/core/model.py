@@ -419,13 +419,13 @@ class Interest:
     """What a look must read beyond links and their features; everything else is left out of it."""
 
     drivers: bool = False
-    untold_drivers: bool = False  # of links whose kind is not their driver's name; `drivers` are those of all links
     rings: bool = False
     channels: bool = False
     rx_frames: bool = False
     addresses: bool = False
     module: bool = False
     users: bool = False  # processes that hold taps and vhost devices: a walk over /proc
+    untold_drivers: bool = False  # of links whose kind is not their driver's name; `drivers` are those of all links
 
 
 @frozen
