@@ -71,14 +71,14 @@ class Cluster:
     def up(self, nodes: int = 3) -> None:
         """Bring it up, its nodes Ready; what is left of an earlier one of this name ends first."""
         assets.ensure()
-        images.pause()
+        pause = images.pause()
         self.down()
         self.home.mkdir(parents=True, mode=0o700)
         self._write_wrappers()
         self.control.credentials.make()
         self.control.start()
         with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda number: self.node(number).start(), range(1, nodes + 1)))
+            list(pool.map(lambda number: self.node(number).start(pause), range(1, nodes + 1)))
         for member in self.nodes:
             self.wait_ready(member)
 
@@ -92,9 +92,9 @@ class Cluster:
             shutil.rmtree(self.home)
 
     def add_node(self, number: int) -> Node:
-        """One more machine, Ready."""
+        """One more machine, with all images, Ready."""
         member = self.node(number)
-        member.start()
+        member.start(images.pause(), *(images.build(target) for target in images.TARGETS))
         self.wait_ready(member)
         return member
 

@@ -1,4 +1,4 @@
-"""The cluster of a test session: brought up once, with the images of the work tree, and ended with the session."""
+"""The cluster of a test session, brought up once with the images of the work tree, and the chart installed on it."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import pytest
 
 from tests.cluster import images
 from tests.cluster.cluster import Cluster
+from tests.cluster.installation import Operator
+from tests.cluster.nodes import Picture
+from tests.cluster.sandbox import wait_until
 
 KEEP = "VIRTNET_CLUSTER_KEEP"
 """Environment: 1 leaves the cluster as it is at the end, for a look at it. `make cluster-down CLUSTER=test` ends it."""
+RESTORED_SECONDS = 30
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +29,36 @@ def cluster() -> Iterator[Cluster]:
     finally:
         if os.environ.get(KEEP) != "1":
             one.down()
+
+
+@pytest.fixture(scope="session")
+def installed(cluster: Cluster) -> Operator:
+    """The chart, installed from nothing by helm 4, waited for as an administrator waits. No policy is there."""
+    found = Operator(cluster)
+    found.install()
+    return found
+
+
+@pytest.fixture
+def virtnet(installed: Operator) -> Iterator[Operator]:
+    """The same for one story, after which every policy goes, and every host has to be what it was before."""
+    cluster = installed.cluster
+    before = {node.name: node.picture() for node in cluster.nodes}
+    yield installed
+    cluster.kubectl("delete", "vnp", "--all", "--timeout=30s")
+    left: dict[str, object] = {}
+
+    def is_restored() -> bool:
+        left.clear()
+        left.update({node.name: _changes(before[node.name], node.picture()) for node in cluster.nodes})
+        return not any(left.values())
+
+    try:
+        wait_until("every host is what it was before", is_restored, RESTORED_SECONDS, 0.5)
+    except AssertionError as error:
+        raise AssertionError(f"{error}: {left}") from error
+
+
+def _changes(before: Picture, after: Picture) -> dict[str, object]:
+    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    return {" ".join(key): (before.get(key), after.get(key)) for key in keys}

@@ -15,6 +15,7 @@ from tests.cluster.sandbox import Sandbox, wait_until
 BRIDGE, UPLINK, TAPS = "br0", "uplink0", ("tap0", "tap1")
 SPARE = "spare0"
 """A second link to the rack that is no port of anything."""
+BRIDGE_OPTIONS = ("forward_delay", "ageing_time", "stp_state", "mcast_snooping", "vlan_filtering", "group_fwd_mask")
 PAUSE_IMAGE = "virtnet.test/pause:1"
 
 # What pods mount from a node must be the node's own: three agents on one machine would share one ledger otherwise. A
@@ -51,6 +52,8 @@ bin_dir = "/usr/lib/cni"
 conf_dir = "{home}/cni"
 """
 
+Picture = Mapping[tuple[str, str], object]
+
 
 @dataclass(frozen=True, slots=True)
 class Node:
@@ -73,8 +76,8 @@ class Node:
     def cgroup(self) -> str:
         return f"virtnet-{self.cluster}-{self.name}"
 
-    def start(self) -> None:
-        """The machine and its network, containerd, and the kubelet; not waiting for Kubernetes to see it."""
+    def start(self, *archives: Path) -> None:
+        """The machine, containerd with the images of these archives, the kubelet; Kubernetes may not see it yet."""
         home = self.sandbox.home
         for directory in DIRECTORIES:
             (home / directory).mkdir(parents=True)
@@ -84,7 +87,8 @@ class Node:
         self.plug_in()
         self._write_files()
         self.start_containerd()
-        self.import_image(assets.cache() / "images" / "pause.tar")
+        for archive in archives:
+            self.import_image(archive)
         self.start_kubelet()
 
     def plug_in(self) -> None:
@@ -163,6 +167,19 @@ class Node:
         """What an administrator or another program sets behind the agent's back, by ethtool's short names."""
         words = [word for name, on in features.items() for word in (name, "on" if on else "off")]
         self.run("ethtool", "-K", link, *words)
+
+    def picture(self) -> Picture:
+        """All that the operator could have changed: of every link that is not a pod's, by name and property."""
+        links = {link["ifname"]: link for link in json.loads(self.run("ip", "-json", "-details", "link", "show"))}
+        names = sorted(name for name in links if name != "lo" and not name.startswith(("cni", "veth")))
+        found: dict[tuple[str, str], object] = {}
+        for name in names:
+            found |= {(name, key): links[name].get(key) for key in ("mtu", "txqlen", "master")}
+            data = links[name].get("linkinfo", {}).get("info_data", {})
+            found |= {(name, key): data[key] for key in BRIDGE_OPTIONS if key in data}
+            features = json.loads(self.run("ethtool", "--json", "-k", name))[0]
+            found |= {(name, key): value["active"] for key, value in features.items() if key != "ifname"}
+        return found
 
     def _cni(self) -> Mapping[str, object]:
         ranges = [[{"subnet": addresses.pods(self.number), "gateway": addresses.gateway(self.number)}]]

@@ -1,0 +1,107 @@
+"""The API server stops, freezes, hangs and resets; hosts are kept as asked meanwhile, and nothing storms afterwards."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import pytest
+
+from tests.cluster import audit, proxy
+from tests.cluster.installation import Operator, uplink
+from tests.cluster.nodes import UPLINK, Node
+from tests.cluster.proxy import Mode
+from tests.cluster.sandbox import wait_until
+
+GRO, TSO = "generic-receive-offload", "tcp-segmentation-offload"
+OUTAGE_SECONDS = 15
+MOST_REQUESTS = 14
+"""Of one agent, for coming back."""
+
+
+def repairs(*nodes: Node) -> None:
+    """A change behind the agents' backs is undone."""
+    for node in nodes:
+        node.fix(UPLINK, tso=True)
+    wait_until("all are as asked", lambda: not any(node.feature(UPLINK, TSO) for node in nodes), 2, 0.02)
+
+
+def test_hosts_are_kept_as_asked_while_the_api_server_is_down(virtnet: Operator) -> None:
+    control, nodes = virtnet.cluster.control, virtnet.cluster.nodes
+    virtnet.apply(uplink("lan", tso=False))
+    virtnet.ready("lan")
+    control.stop_api()
+    end = time.monotonic() + OUTAGE_SECONDS
+    while time.monotonic() < end:
+        repairs(*nodes)
+        time.sleep(4)
+    back = time.time()
+    control.start_api()
+    virtnet.apply(uplink("lan", tso=False, gro=True))
+    wait_until("the edit is in force", lambda: all(node.feature(UPLINK, GRO) for node in nodes), 45, 0.3)
+    virtnet.ready("lan")
+    asked = Counter(r.node for r in audit.read(control.audit_log, back) if r.user.endswith(":virtnet-agent"))
+    assert max(asked.values(), default=0) <= MOST_REQUESTS * 2, asked
+
+
+def test_hosts_are_kept_as_asked_while_the_api_server_is_frozen(virtnet: Operator) -> None:
+    control, nodes = virtnet.cluster.control, virtnet.cluster.nodes
+    virtnet.apply(uplink("lan", tso=False))
+    virtnet.ready("lan")
+    control.freeze_api()
+    try:
+        time.sleep(OUTAGE_SECONDS)
+        repairs(*nodes)
+    finally:
+        control.resume_api()
+    control.wait_ready()
+    virtnet.apply(uplink("lan", tso=False, gro=True))
+    wait_until("the edit is in force", lambda: all(node.feature(UPLINK, GRO) for node in nodes), 60, 0.3)
+
+
+@pytest.mark.parametrize("mode", [Mode.HANG, Mode.RESET, Mode.REFUSE], ids=lambda mode: mode.name.lower())
+def test_an_agent_that_is_cut_off_keeps_its_host_and_is_right_soon_after(virtnet: Operator, mode: Mode) -> None:
+    node = virtnet.cluster.node(3)
+    virtnet.apply(uplink("lan", tso=False), uplink("ghost", gro=True))
+    virtnet.ready("lan", "ghost")
+    with proxy.between(node) as between:
+        wait_until("the agent comes through the proxy", lambda: between.connections > 0, 100)
+        virtnet.ready("lan", seconds=60)
+        between.set(mode)
+        before = between.connections
+        virtnet.cluster.kubectl("delete", "vnp", "ghost")
+        end = time.monotonic() + OUTAGE_SECONDS
+        while time.monotonic() < end:
+            repairs(node)
+            time.sleep(4)
+        assert between.connections - before <= MOST_REQUESTS, "a storm of connections"
+        assert node.feature(UPLINK, GRO), "what nobody told it cannot have been followed"
+        between.set(Mode.PASS)
+        wait_until("the deletion is followed", lambda: not node.feature(UPLINK, GRO), 100)
+        virtnet.ready("lan")
+
+
+def test_a_node_that_starts_without_an_api_server_enforces_what_it_knows(virtnet: Operator) -> None:
+    node, control = virtnet.cluster.node(1), virtnet.cluster.control
+    virtnet.apply(uplink("lan", tso=False))
+    virtnet.ready("lan")
+    control.stop_api()
+    try:
+        node.run("sh", "-c", "kill -9 $(pidof -x virtnet)")
+        node.fix(UPLINK, tso=True)
+        wait_until("it is as asked again", lambda: not node.feature(UPLINK, TSO), 45)
+    finally:
+        control.start_api()
+    virtnet.ready("lan", seconds=60)
+
+
+def test_nobody_writes_anything_while_nothing_happens(virtnet: Operator) -> None:
+    virtnet.apply(uplink("lan", tso=False))
+    virtnet.ready("lan")
+    time.sleep(3)  # what follows from the policy is written by then
+    since = time.time()
+    time.sleep(15)
+    asked = [r for r in audit.read(virtnet.cluster.control.audit_log, since) if r.user.startswith("virtnet-system:")]
+    writes = [r for r in asked if r.writes and r.resource != "leases"]
+    assert not writes
+    assert len([r for r in asked if r.resource != "leases"]) <= 10, asked
