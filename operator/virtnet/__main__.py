@@ -6,6 +6,7 @@ is left; 128 + N when signal N ended it.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -16,11 +17,16 @@ from virtnet import errors
 
 ERROR = 1
 SIGNALLED = 128
+SELDOM = 100_000
+"""New objects until garbage is looked for. Usually it is 700, and while modules are imported there is none."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line (without the program's name) and return its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    gc.set_threshold(SELDOM)
+    # A plugin of pydantic is code of whatever else is installed, and looking for one reads every package's metadata.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     return guarded(lambda: _dispatch(arguments))
 
 
@@ -42,6 +48,7 @@ def guarded(command: Callable[[], int]) -> int:
 def _dispatch(arguments: Sequence[str]) -> int:
     """An agent's image has neither typer nor rich, so `run` must not come near them."""
     if arguments[:1] == ["run"]:
+        _import_without_openssl()
         from virtnet.cli import run
 
         return run.main(arguments[1:])
@@ -52,6 +59,24 @@ def _dispatch(arguments: Sequence[str]) -> int:
     from virtnet.cli.app import app
 
     return typed(app, "virtnet", arguments)
+
+
+def _import_without_openssl() -> None:
+    """`run` speaks no TLS, and OpenSSL would be a tenth of its memory, only because asyncio, hashlib and hmac find it.
+
+    They know a Python that was built without it, and None in sys.modules is how the import system is told that there
+    is no such module. Whoever imports ssl later gets it.
+    """
+    modules: dict[str, Any] = sys.modules
+    hidden = [name for name in ("ssl", "_hashlib") if name not in modules]
+    modules.update(dict.fromkeys(hidden))
+    try:
+        import asyncio  # noqa: F401
+        import hashlib  # noqa: F401
+        import hmac  # noqa: F401
+    finally:
+        for name in hidden:
+            del modules[name]
 
 
 def typed(app: Any, name: str, arguments: Sequence[str]) -> int:

@@ -1,8 +1,8 @@
 """`virtnet run`: follow a directory of policies and keep this host as they say.
 
 It imports neither the command-line nor the table library. One asyncio loop holds the engine; the policies and the holds
-are looked at twice a second, which a stat of a few files does best: it needs no watches to be renewed when a directory,
-a mount or a chain of symlinks is swapped.
+are looked at every now and then, which a stat of a few files does best: it needs no watches to be renewed when a
+directory, a mount or a chain of symlinks is swapped. What an idle agent burns is what waking up costs, not the stats.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from virtnet.kube.directory import PolicyDirectory
 log = logging.getLogger("virtnet.run")
 
 LISTEN = "127.0.0.1:9571"
-LOOK_SECONDS = 0.5
-STOP_SECONDS = 4.0
-"""How long an engine may take to roll back and end; the promise is 5 seconds."""
+LOOK_SECONDS = 0.7
+SETTLE_SECONDS = 0.3
+"""How long a directory must have stayed the same before it is read. With the look before, a change is in force within a
+second."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -46,37 +47,15 @@ def main(argv: Sequence[str]) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    found = _Parser(prog="virtnet run", description="Keep this host as the policies in a directory say, until stopped.")
+    found = serving.Parser(
+        prog="virtnet run", description="Keep this host as the policies in a directory say, until stopped."
+    )
     add = found.add_argument
     add("--policies", required=True, metavar="DIR", help="directory of *.yaml, *.yml and *.json policy files")
-    add("--netns", metavar="NAME", help="work in this network namespace, as `ip netns` names it")
-    add("--state-dir", type=Path, metavar="DIR", help="where originals and last good policies are kept")
     add("--node-name", metavar="NAME", help="the name nodeSelector sees (default: the host name)")
     add("--node-label", action="append", default=[], type=_label, metavar="KEY=VALUE", help="a label; repeatable")
-    add("--listen", default=LISTEN, metavar="ADDRESS:PORT", help=f"/healthz /readyz /metrics (default {LISTEN})")
-    add("--allow-mass-removal", action="store_true", help="let the brake off: remove however much is asked")
-    add("--resync", type=_positive, default=300.0, metavar="SECONDS", help="the safety pass (default 300)")
-    add("--log-format", choices=("text", "json"), default="text")
-    add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
-    _add_thresholds(found)
+    serving.add_arguments(found, LISTEN)
     return found
-
-
-class _Parser(argparse.ArgumentParser):
-    """Ends with 1 on a wrong command line, as every command here does."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(1, f"{self.prog}: {message} ({self.prog} --help shows how)\n")
-
-
-def _add_thresholds(found: argparse.ArgumentParser) -> None:
-    usual = Thresholds()
-    add = found.add_argument_group("when somebody else keeps changing a setting back").add_argument
-    add("--contention-repairs", type=int, default=usual.repairs, help="give up after this many repairs")
-    add("--contention-window", type=_positive, default=usual.window, help="in this many seconds")
-    add("--contention-retry", type=_positive, default=usual.retry, help="try again after, doubling")
-    add("--contention-longest", type=_positive, default=usual.longest, help="up to this many seconds")
-    add("--contention-quiet", type=_positive, default=usual.quiet, help="forget after this many quiet seconds")
 
 
 def _label(text: str) -> tuple[str, str]:
@@ -84,27 +63,6 @@ def _label(text: str) -> tuple[str, str]:
     if not key or not sign:
         raise argparse.ArgumentTypeError(f"{text!r} is not KEY=VALUE")
     return key, value
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return number
-
-
-def _options(arguments: argparse.Namespace) -> Options:
-    thresholds = Thresholds(
-        repairs=max(1, arguments.contention_repairs),
-        window=arguments.contention_window,
-        retry=arguments.contention_retry,
-        longest=arguments.contention_longest,
-        quiet=arguments.contention_quiet,
-    )
-    return Options(thresholds, resync=arguments.resync, allow_mass_removal=arguments.allow_mass_removal)
 
 
 # --- the process -------------------------------------------------------------------------------------------
@@ -141,58 +99,18 @@ async def _in_namespace(arguments: argparse.Namespace, stop: asyncio.Event) -> N
         write=True,
     ) as place:
         assert place.state is not None
-        assert place.ledger is not None
         directory = PolicyDirectory(arguments.policies, place.state)
         directory.refuse_if_open_to_all()
-        monitor = place.host.monitor()
-        with contextlib.closing(monitor):
-            engine = Engine(
-                place.host,
-                place.ledger,
-                place.state,
-                place.transactions(),
-                monitor,
-                place.node,
-                options=_options(arguments),
-                agent={"version": __version__, "bootID": place.host.identity().boot_id},
-                on_status=lambda status: _write_status(place, status),
-            )
-            engine.exits = exits = Exits(lambda: engine.wake("a user of a module ended"))
-            for notice in place.notices:
-                log.warning(notice)
+        with serving.engine_at(place, serving.engine_options(arguments)) as engine:
             directory.first_look()
             _take(engine, directory)
-            try:
-                with contextlib.closing(exits):
-                    await _serve(arguments, engine, directory, place, stop)
-            except errors.Gone as error:
-                _write_status(place, report.lost(engine.status or {}, str(error), timestamp()))
-                raise
-
-
-async def _serve(
-    arguments: argparse.Namespace, engine: Engine, directory: PolicyDirectory, place: Workplace, stop: asyncio.Event
-) -> None:
-    """The engine, the two looks a second, and the web site, until the first of them ends."""
-    running = asyncio.create_task(engine.run(), name="engine")
-    following = asyncio.create_task(_follow(engine, directory, place), name="policies")
-    stopping = asyncio.create_task(stop.wait(), name="stop")
-    site = asyncio.create_task(_site_when_ready(arguments.listen, engine), name="site")
-    try:
-        done, _ = await asyncio.wait({running, following, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        for task in done - {stopping}:
-            task.result()
-    finally:
-        for task in (running, following, stopping, site):
-            task.cancel()
-        await asyncio.wait({running, following, stopping, site}, timeout=STOP_SECONDS)
-        if site.done() and not site.cancelled() and site.result() is not None:
-            site.result().close()
+            site = _site_when_ready(arguments.listen, engine)
+            await serving.until_stopped(engine, stop, _follow(engine, directory, place), site=site)
 
 
 async def _follow(engine: Engine, directory: PolicyDirectory, place: Workplace) -> None:
     while True:
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(SETTLE_SECONDS if directory.unsettled else LOOK_SECONDS)
         place.namespace.check()
         if directory.look():
             _take(engine, directory)
@@ -204,7 +122,7 @@ async def _site_when_ready(listen: str, engine: Engine) -> Any:
     await engine.looked.wait()
     from virtnet.cli import site
 
-    return site.start(listen, engine)
+    return await site.start(listen, site.pages(engine))
 
 
 def _take(engine: Engine, directory: PolicyDirectory) -> None:
@@ -212,11 +130,3 @@ def _take(engine: Engine, directory: PolicyDirectory) -> None:
         log.error(sentence)
     if directory.policies is not None:
         engine.set_policies(directory.policies, directory.unread)
-
-
-def _write_status(place: Workplace, status: Mapping[str, Any]) -> None:
-    assert place.state is not None
-    try:
-        place.state.write_json(STATUS, status, durable=False)
-    except errors.LedgerError as error:
-        log.warning("%s is not up to date: %s", STATUS, error)

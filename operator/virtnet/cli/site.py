@@ -1,64 +1,102 @@
-"""The agent's small web site, /healthz /readyz /metrics, on a thread of its own."""
+"""The agent's small web site, /healthz /readyz /metrics, on the loop that does the work.
+
+It answers GET and HEAD, one request a connection, and reads nothing of it but the path: what http.server and the like
+bring along when they are imported (a web client, mail, HTML) takes more memory than a thousand links do.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
-import threading
-from collections.abc import Callable, Iterable
-from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+import socket
+from collections.abc import Callable, Mapping
 
-from prometheus_client import make_wsgi_app
-
+from virtnet.engine import samples
 from virtnet.engine.engine import Engine
 from virtnet.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-Start = Callable[[str, list[tuple[str, str]]], Any]
+MOST_CONNECTIONS = 16
+"""At a time. One more is closed at once: whoever can reach the port must not be able to use up our descriptors."""
+SECONDS = 5.0
+"""How long a connection may take."""
+LONGEST_REQUEST = 16 << 10
+
+PLAIN = "text/plain; charset=utf-8"
+STATUS = {200: "OK", 400: "Bad Request", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
+
+Answer = tuple[int, str, str]
+"""Status code, content type, text."""
+Pages = Mapping[str, Callable[[], Answer]]
 
 
 class Site:
-    """A running web site; `close` ends it."""
+    """A web site that is being served until `close`."""
 
-    def __init__(self, server: WSGIServer) -> None:
-        self._server = server
-        self.port: int = server.server_port
-        self._thread = threading.Thread(target=server.serve_forever, name="site", daemon=True)
-        self._thread.start()
+    def __init__(self, pages: Pages) -> None:
+        self._pages = pages
+        self._open = 0
+        self._server: asyncio.Server | None = None
+
+    async def serve(self, listener: socket.socket) -> None:
+        self._server = await asyncio.start_server(self._connected, sock=listener, limit=LONGEST_REQUEST)
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
+        if self._server is not None:
+            self._server.close()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open += 1
+        try:
+            if self._open <= MOST_CONNECTIONS:
+                await self._talk(reader, writer)
+        except (OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError) as error:
+            log.debug("a request from %s failed: %s", writer.get_extra_info("peername"), error)
+        finally:
+            self._open -= 1
+            writer.close()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async with asyncio.timeout(SECONDS):
+            head = await reader.readuntil(b"\r\n\r\n")
+            writer.write(self._response(head.partition(b"\r\n")[0].decode("latin-1")))
+            await writer.drain()
+
+    def _response(self, request: str) -> bytes:
+        """`request` is the first line: GET /healthz HTTP/1.1."""
+        method, _, rest = request.partition(" ")
+        code, kind, text = self._answer(method, rest.partition(" ")[0].partition("?")[0])
+        body = text.encode()
+        head = (
+            f"HTTP/1.1 {code} {STATUS[code]}\r\n"
+            f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+        )
+        return head.encode() + (b"" if method == "HEAD" else body)
+
+    def _answer(self, method: str, path: str) -> Answer:
+        if not path.startswith("/"):
+            return 400, PLAIN, "this is no request\n"
+        if method not in {"GET", "HEAD"}:
+            return 405, PLAIN, "only GET and HEAD\n"
+        if path not in self._pages:
+            return 404, PLAIN, f"try {', '.join(self._pages)}\n"
+        return self._pages[path]()
 
 
-class _Server(WSGIServer):
-    request_queue_size = 16
-    timeout = 5
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        log.debug("a request from %s failed", client_address)
-
-
-class _Handler(WSGIRequestHandler):
-    timeout = 5
-
-    def log_message(self, format: str, *args: Any) -> None:
-        log.debug("%s", format % args)
-
-
-def start(listen: str, engine: Engine) -> Site | None:
+async def start(listen: str, pages: Pages) -> Site | None:
     """Listen on ADDRESS:PORT ("" for none). A port that is taken is a warning: enforcing goes on."""
     if not listen:
         return None
     host, port = address(listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    site = Site(pages)
     try:
-        server = make_server(host, port, _app(engine), server_class=_Server, handler_class=_Handler)
+        await site.serve(socket.create_server((host, port), family=family, backlog=MOST_CONNECTIONS))
     except OSError as error:
         log.warning("cannot listen on %s: %s; no metrics from this process", listen, error.strerror or error)
         return None
-    return Site(server)
+    return site
 
 
 def address(listen: str) -> tuple[str, int]:
@@ -69,21 +107,18 @@ def address(listen: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _app(engine: Engine) -> Callable[[dict[str, Any], Start], Iterable[bytes]]:
-    metrics = make_wsgi_app(engine.metrics.registry)
-    pages = {"/healthz": lambda: _healthy(engine), "/readyz": lambda: _ready(engine)}
+def pages(engine: Engine) -> Pages:
+    """What an engine says of itself."""
+    return {
+        "/healthz": lambda: said(*_healthy(engine)),
+        "/readyz": lambda: said(*_ready(engine)),
+        "/metrics": lambda: (200, samples.CONTENT_TYPE, engine.metrics.registry.text()),
+    }
 
-    def app(environ: dict[str, Any], respond: Start) -> Iterable[bytes]:
-        path = environ.get("PATH_INFO", "")
-        if path == "/metrics":
-            answer: Iterable[bytes] = metrics(environ, respond)
-            return answer
-        good, text = pages[path]() if path in pages else (None, "try /healthz, /readyz or /metrics")
-        status = {True: "200 OK", False: "503 Service Unavailable", None: "404 Not Found"}[good]
-        respond(status, [("Content-Type", "text/plain; charset=utf-8")])
-        return [text.encode() + b"\n"]
 
-    return app
+def said(good: bool, sentence: str) -> Answer:
+    """The answer to a question after health, as kubelet reads it."""
+    return 200 if good else 503, PLAIN, sentence + "\n"
 
 
 def _healthy(engine: Engine) -> tuple[bool, str]:

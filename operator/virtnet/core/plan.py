@@ -6,9 +6,8 @@ attributes, ports, features, what is put back, removals last. One bad setting ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cache
 
 from virtnet.core import creations, dragged, links, modules, offloads, restore, select
 from virtnet.core.links import Scene
@@ -112,13 +111,20 @@ def _position(step: Step) -> int:
     return _RESTORE_ORDER.get(type(step.change), 6) if step.restores else _ORDER.get(type(step.change), 2)
 
 
+def _deletions(desired: Desired) -> Callable[[str], Deletion]:
+    """By policy. A method remembered by its builder would make a ring of the two, and of the host that they have seen:
+    two megabytes for a thousand links, until the next collection."""
+    known = {name: policy.deletion for name, policy in desired.policies.items()}
+    return lambda policy: known.get(policy, Deletion.RESTORE)
+
+
 class _Builder:
     """Collects the parts of one plan."""
 
     def __init__(self, desired: Desired, scene: Scene, recorded: Recorded, standing: Standing, memory: Memory) -> None:
         self.desired, self.scene, self.recorded, self.standing = desired, scene, recorded, standing
         self.memory = memory
-        self._deletion = cache(self._deletion_of)
+        self._deletion = _deletions(desired)
         self.first: list[Step] = []
         self.steps: list[Step] = []
         self.rows: list[Row] = list(desired.rows)
@@ -153,11 +159,6 @@ class _Builder:
         if link is None or not (link.master or link.ifindex in self.scene.topology.stacked):
             return _position(step), 1
         return _position(step), sum(1 for _ in self.scene.topology.above(link))
-
-    def _deletion_of(self, policy: str) -> Deletion:
-        """Asked some thousand times in a first plan, of a few policies: `_deletion` remembers."""
-        known = self.desired.policies.get(policy)
-        return known.deletion if known else Deletion.RESTORE
 
     # --- the module ---
 

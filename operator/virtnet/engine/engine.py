@@ -108,6 +108,7 @@ class Engine:
         self._retry = 0.0
         """Seconds until what failed is tried again, when it failed in the last pass."""
         self._held: Mapping[str, float | None] = {}
+        self._holds_stamp: tuple[int, ...] | None = None
 
     # --- from outside ---
 
@@ -127,8 +128,8 @@ class Engine:
         return time.monotonic() - self._finished - 2 * self.options.resync
 
     def check_holds(self) -> None:
-        """Notice holds that were set, lifted or have ended."""
-        if holds.active(self.state) != self._held:
+        """Notice holds that were set or lifted; a pass is due by itself when one ends."""
+        if records.holds_stamp(self.state) != self._holds_stamp:
             self.wake("holds changed")
 
     async def run(self) -> None:
@@ -211,6 +212,7 @@ class Engine:
 
     def _standing(self) -> Standing:
         policies = self.policies or ()
+        self._holds_stamp = records.holds_stamp(self.state)
         self._held = holds.active(self.state)
         node, by_link = holds.sentences(self._held)
         allowed = self.options.allow_mass_removal or any(holds.allows_mass_removal(policy) for policy in policies)

@@ -6,7 +6,6 @@ collector walks all of them again and again meanwhile, which takes longer than t
 
 from __future__ import annotations
 
-import ctypes
 import gc
 
 YOUNG, MIDDLE, OLD = 100_000, 20, 50
@@ -21,6 +20,8 @@ def settle() -> None:
 
 def trim() -> None:
     """Give the pages that a peak left behind back to the kernel (malloc_trim(3); another libc may not have it)."""
+    import ctypes  # long imported where this is called, and help needs none of it
+
     gc.collect()
     release = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if release is not None:

@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import ipaddress
 import os
-import secrets
 import socket
 import struct
 from collections.abc import Iterator
@@ -182,7 +181,7 @@ def _pauses() -> Iterator[float]:
 
 async def _ping(gateway: Gateway, namespace: Namespace) -> None:
     """One echo request; returns when its reply comes."""
-    token = secrets.token_bytes(16)
+    token = os.urandom(16)
     try:
         with _echo_socket(gateway, namespace) as echo:
             async with asyncio.timeout(_ECHO_SECONDS):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,7 +25,9 @@ def read(name: str, *, users: Sequence[Process] = (), root: str = "/", release: 
     Everything is read below `root`, files are reported without it.
     """
     directory = Path(root, "sys/module", name)
-    status = _status(name, directory, Path(root, "lib/modules", release or os.uname().release))
+    status = _status(name, directory, _tree(root, release))
+    if status is ModuleStatus.MISSING and _is_hidden(root, release):
+        status = ModuleStatus.ABSENT  # not loaded is all that can be said: whoever wants it loaded is told what lacks
     loaded = status is ModuleStatus.LOADED
     return ModuleState(
         name,
@@ -107,6 +108,15 @@ def _status(name: str, directory: Path, tree: Path) -> ModuleStatus:
         return ModuleStatus.BUILT_IN
     there = _lists(known, name) if known is not None else _has_file(tree, name)
     return ModuleStatus.ABSENT if there else ModuleStatus.MISSING
+
+
+def _tree(root: str, release: str | None = None) -> Path:
+    return Path(root, "lib/modules", release or os.uname().release)
+
+
+def _is_hidden(root: str, release: str | None = None) -> bool:
+    """Whether the kernel takes modules, but where they lie is not to be seen: a container without that mount."""
+    return not _tree(root, release).is_dir() and Path(root, "proc/modules").exists()
 
 
 def _lists(text: str, name: str) -> bool:
@@ -227,8 +237,11 @@ def _unload_refused(after: ModuleState, text: str, root: str) -> HostError:
 
 
 def _not_allowed(name: str, said: str, root: str) -> HostError | None:
-    if not _may_change_modules():
-        return NotPermitted(f"{name}: CAP_SYS_MODULE in the machine's own user namespace is needed{said}")
+    lacking = [] if _may_change_modules() else ["CAP_SYS_MODULE in the machine's own user namespace"]
+    if _is_hidden(root):
+        lacking.append(f"{_tree(root)} (in a container: the host's /lib/modules mounted)")
+    if lacking:
+        return NotPermitted(f"{name}: needed and not there: {' and '.join(lacking)}{said}")
     if _text(Path(root, "proc/sys/kernel/modules_disabled")) == "1":
         return Refused(f"{name}: the sysctl kernel.modules_disabled is set until the next boot{said}")
     return None
@@ -273,6 +286,8 @@ def _our_content(target: Path) -> str | None:
 
 
 def _replace(target: Path, content: str) -> None:
+    import tempfile  # brings archives and compression along, for a file in a month
+
     # kmod and systemd read only *.conf, so a leftover of a kill is never taken for a rule.
     descriptor, temporary = tempfile.mkstemp(prefix=".virtnet-", dir=target.parent)
     try:
@@ -302,7 +317,11 @@ def _disk(path: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
+        if error.errno == errno.EROFS:
+            directory = os.path.dirname(path)
+            text = f"{path} cannot be changed: {error.strerror} (in a container: the host's {directory} must be mounted)"
+            raise NotPermitted(text) from error
+        if error.errno in {errno.EACCES, errno.EPERM}:
             raise NotPermitted(f"{path} cannot be changed: {error.strerror}") from error
         if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO}:
             raise Temporary(f"{path} cannot be changed: {error.strerror}") from error

@@ -22,6 +22,7 @@ __all__ = [
     "RolledBack",
     "add_hold",
     "forget_pending",
+    "holds_stamp",
     "read_holds",
     "read_pending",
     "read_policies",
@@ -87,6 +88,11 @@ def read_holds(state: StateDir) -> Holds:
     except ValueError as error:
         state.set_aside(HOLDS, str(error))
         return Holds()
+
+
+def holds_stamp(state: StateDir) -> tuple[int, ...] | None:
+    """What tells one content of the holds' file from another, for a single stat; None while there is none."""
+    return state.stamp(HOLDS)
 
 
 def add_hold(state: StateDir, name: str, until: float | None, now: float) -> Holds:

@@ -165,6 +165,14 @@ class StateDir:
             self.set_aside(name, f"not JSON: {error}")
             return None
 
+    def stamp(self, name: str) -> tuple[int, ...] | None:
+        """Which file, how long, and when it was written: another stamp, another content. None where it is absent."""
+        try:
+            found = os.stat(f"{self.path}/{name}")
+        except OSError:
+            return None
+        return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
     def write_json(self, name: str, value: Any, *, durable: bool) -> bool:
         """Replace a file as a whole, when its content differs; whether it was written.
 

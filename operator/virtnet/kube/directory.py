@@ -50,6 +50,11 @@ class PolicyDirectory:
         self._seen = self._signature()
         self._follow(self._seen)
 
+    @property
+    def unsettled(self) -> bool:
+        """Whether the last look found something new, which the next one reads if it has not changed since."""
+        return self._seen != self._read
+
     def look(self) -> bool:
         """Read again what changed since the last look and has not changed since: a file that is being written waits.
 
@@ -66,7 +71,7 @@ class PolicyDirectory:
     def _signature(self) -> Signature:
         """Follows symlinks, so that swapping one (ConfigMaps, git-sync) shows; costs one stat a file."""
         try:
-            names = manifests.files_in(self.path)
+            names = manifests.paths_in(self.path)
         except PolicyError as error:
             return ((str(error),),)
         return (_place(self.path), *((name, *_identity(name)) for name in names))

@@ -11,7 +11,6 @@ import stat
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from pathlib import Path
 from typing import Any, BinaryIO
 
 from pydantic import ValidationError
@@ -61,12 +60,20 @@ def load(paths: Sequence[str], stdin: BinaryIO | None = None) -> Reading:
 
 def files_in(directory: str) -> list[str]:
     """The policy files directly in a directory, by name; raises `PolicyError` when it cannot be listed."""
+    return [path for path in paths_in(directory) if not os.path.isdir(path)]
+
+
+def paths_in(directory: str) -> list[str]:
+    """As `files_in`, without a look at what they are."""
     try:
         names = sorted(os.listdir(directory))
     except OSError as error:
         raise PolicyError(f"cannot be listed: {error.strerror}", file=directory) from error
-    wanted = (name for name in names if not name.startswith(".") and Path(name).suffix in SUFFIXES)
-    return [path for name in wanted if not os.path.isdir(path := os.path.join(directory, name))]
+    return [
+        os.path.join(directory, name)
+        for name in names
+        if not name.startswith(".") and os.path.splitext(name)[1] in SUFFIXES
+    ]
 
 
 def read_file(path: str) -> Reading:
