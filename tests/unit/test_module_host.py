@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -40,6 +41,8 @@ DEP = "kernel/drivers/vhost/vhost_net.ko: kernel/drivers/vhost/vhost.ko\nkernel/
         ),
         pytest.param({f"{TREE}/modules.dep": "kernel/drivers/net/tun.ko:\n"}, "Missing", id="not listed"),
         pytest.param({}, "Missing", id="no modules at all"),
+        pytest.param({"proc/modules": ""}, "Absent", id="a kernel with modules, which cannot be seen"),
+        pytest.param({"proc/modules": "", f"{TREE}/modules.dep": ""}, "Missing", id="a kernel with other modules"),
         pytest.param({f"{TREE}/kernel/drivers/vhost/vhost_net.ko.xz": ""}, "Absent", id="a file and no list"),
         pytest.param({f"{TREE}/kernel/drivers/vhost/vhost.ko": ""}, "Missing", id="another file and no list"),
         pytest.param(
@@ -140,3 +143,26 @@ def test_unloading_what_is_not_there_needs_no_tool(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("PATH", "")
     modules.unload("virtnet_nonsense", root=str(tmp_path))
     assert modules.read("virtnet_nonsense", root=str(tmp_path)).status is ModuleStatus.MISSING
+
+
+def test_where_the_modules_lie_is_named_when_a_container_does_not_see_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lay(tmp_path, {"proc/modules": "", "bin/modprobe": "#!/bin/sh\necho 'modprobe: FATAL: not found' >&2\nexit 1\n"})
+    (tmp_path / "bin/modprobe").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+    with pytest.raises(errors.NotPermitted) as refused:
+        modules.load(NAME, root=str(tmp_path))
+    text = str(refused.value)
+    assert f"{tmp_path}/lib/modules/{os.uname().release} (in a container: the host's /lib/modules mounted)" in text
+    assert text.startswith(f"{NAME}: needed and not there: ")
+    assert text.endswith(": not found")
+
+
+def test_the_mount_that_a_file_needs_is_named_when_the_root_is_read_only(tmp_path: Path) -> None:
+    with pytest.raises(errors.NotPermitted) as refused, modules._disk(LOAD_FILE):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    assert str(refused.value) == (
+        f"{LOAD_FILE} cannot be changed: Read-only file system "
+        "(in a container: the host's /etc/modules-load.d must be mounted)"
+    )

@@ -144,7 +144,8 @@ def _open_tun() -> int:
     try:
         return os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
     except (FileNotFoundError, PermissionError) as error:
-        raise NotPermitted(f"{TUN} cannot be opened: {error.strerror}") from error
+        text = f"{TUN} cannot be opened: {error.strerror} (in a container: the host's {TUN} must be mounted)"
+        raise NotPermitted(text) from error
     except OSError as error:
         raise NotSupported(f"{TUN} cannot be opened: {error.strerror}") from error
 
