@@ -33,10 +33,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.cluster", description=__doc__)
     parser.add_argument("action", choices=("up", "down", "load", "prepare"))
     parser.add_argument("--name", default="dev", help="of several clusters side by side (%(default)s)")
-    parser.add_argument("--nodes", type=int, default=3, help=f"1..{addresses.MOST} (%(default)s)")
+    parser.add_argument("--nodes", type=int, default=3, help=f"0..{addresses.MOST} (%(default)s)")
     options = parser.parse_args()
-    if not 1 <= options.nodes <= addresses.MOST:
-        parser.error(f"--nodes is 1..{addresses.MOST}")
+    if not 0 <= options.nodes <= addresses.MOST:
+        parser.error(f"--nodes is 0..{addresses.MOST}")
     subprocess.run([ROOT / "scripts/need", *cluster.NEEDS], check=True)
     try:
         {"up": up, "down": down, "load": load, "prepare": prepare}[options.action](

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ from tests.cluster import addresses, audit, nodes, pods
 from tests.cluster.cluster import Cluster, condition
 from tests.cluster.commands import CommandFailed
 from tests.cluster.proxy import Mode, between
+from tests.cluster.sandbox import wait_until
 
 ROOT = Path(__file__).parents[2]
 CRDS = ROOT / "crds"
@@ -23,10 +27,12 @@ POLICY = {"apiVersion": "virtnet.dev/v1alpha1", "kind": "VirtioNetworkPolicy", "
 
 
 @pytest.fixture(scope="module")
-def crds(cluster: Cluster) -> None:
-    """The kinds are there; the chart adopts them later."""
+def crds(cluster: Cluster) -> Iterator[None]:
+    """The kinds are there; they go again, as helm installs none that it has not made."""
     cluster.kubectl("apply", "--server-side", f"--filename={CRDS}")
     cluster.wait_for("condition=Established", "crd", "--all")
+    yield
+    cluster.kubectl("delete", f"--filename={CRDS}")
 
 
 @pytest.fixture(scope="module")
@@ -172,3 +178,31 @@ def test_the_audit_log_says_who_asked_for_our_kinds(cluster: Cluster, crds: None
 
 def as_kubelet(cluster: Cluster, number: int, *arguments: str) -> str:
     return cluster.kubectl("--kubeconfig", cluster.control.credentials.kubeconfig(f"node{number}"), *arguments)
+
+
+def test_a_cluster_beside_it_goes_without_a_trace_also_after_it_was_killed_halfway(cluster: Cluster) -> None:
+    before = traces()
+    side = Cluster("side")
+    command = (sys.executable, "-m", "tests.cluster", "up", "--name=side", "--nodes=1")
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) as halfway:
+        wait_until("its node is on its way", (side.home / "node1/init.pid").exists, 60, 0.01)
+        halfway.kill()
+    side.up(nodes=1)
+    try:
+        assert [node["metadata"]["name"] for node in side.objects("nodes")] == ["node1"]
+        assert len(cluster.objects("nodes")) == 3
+    finally:
+        side.down()
+    wait_until("every trace is gone", lambda: traces() == before, 5)
+
+
+def traces() -> tuple[list[str], ...]:
+    """What a cluster can leave on the machine: processes, mounts, cgroups, links."""
+    processes = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (process / "cmdline").read_bytes().decode().split("\0")
+            processes += [" ".join(words)] if any("virtnet-clusters/side" in word for word in words) else []
+    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if "virtnet" in line]
+    groups = sorted(str(path) for path in Path("/sys/fs/cgroup").glob("**/virtnet-side-*"))
+    return processes, mounts, groups, sorted(os.listdir("/sys/class/net"))
