@@ -100,6 +100,11 @@ class VhostMode(StrEnum):
     DISABLED = "Disabled"
 
 
+class GuestUpdate(StrEnum):
+    NEXT_START = "NextStart"
+    REPLUG = "Replug"
+
+
 class ModuleWish(StrEnum):
     LOADED = "Loaded"
     ABSENT = "Absent"
@@ -183,6 +188,29 @@ class VhostSpec:
     state: ModuleWish = ModuleWish.UNMANAGED
     parameters: tuple[tuple[str, int], ...] = ()
     persist: bool = True
+    poll_microseconds: int | None = None
+
+
+@frozen
+class GuestMatch:
+    """Which guest NICs; every field that is given must hold. MAC addresses are in lower case.
+
+    `virtual_machines`: KubeVirt's are meant, so no NIC of any other guest is.
+    """
+
+    domains: tuple[str, ...] = ()
+    macs: tuple[str, ...] = ()
+    bridge: str | None = None
+    virtual_machines: bool = False
+
+
+@frozen
+class GuestSpec:
+    """`nic` is what was written below guest.nic, by its path from there: ("host.tso4", False), ("queues", "vcpus")."""
+
+    match: GuestMatch | None = None
+    update: GuestUpdate = GuestUpdate.NEXT_START
+    nic: tuple[tuple[str, Value], ...] = ()
 
 
 @frozen
@@ -240,6 +268,7 @@ class Policy:
     uplink: UplinkSpec | None = None
     tap: TapSpec | None = None
     vhost: VhostSpec | None = None
+    guest: GuestSpec | None = None
     rollout: Rollout = Rollout()
     safety: Safety = Safety()
     unenforced: tuple[Unenforced, ...] = ()

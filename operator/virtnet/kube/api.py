@@ -287,6 +287,7 @@ class Vhost(Base):
             state=module.state or model.ModuleWish.UNMANAGED,
             parameters=tuple(module.parameters.written().items()) if module.parameters else (),
             persist=module.persist is not False,
+            poll_microseconds=self.poll_microseconds,
         )
 
 
@@ -488,6 +489,7 @@ class VirtioNetworkPolicy(Base):
             uplink=spec.uplink.to_core() if spec.uplink else None,
             tap=spec.tap.to_core() if spec.tap else None,
             vhost=spec.vhost.to_core() if spec.vhost else None,
+            guest=spec.guest.to_core() if spec.guest else None,
             rollout=spec.rollout.to_core() if spec.rollout else model.Rollout(),
             safety=spec.safety.to_core() if spec.safety else model.Safety(),
             unenforced=tuple(spec.unenforced()),

@@ -5,10 +5,14 @@ Docstrings are what `kubectl explain` shows.
 
 from typing import Annotated, Literal
 
+from pydantic import Field
+
+from virtnet.core import model
 from virtnet.kube import fields, rules
 from virtnet.kube.fields import Base, LabelSelector, Maybe, Name, Word
 from virtnet.kube.rules import Whole
 
+Update = Annotated[model.GuestUpdate, Field(strict=False)]
 VIRTIO = Literal["virtio", "virtio-transitional", "virtio-non-transitional"]
 
 
@@ -36,6 +40,14 @@ class GuestMatch(Base):
     """NICs on this bridge."""
     virtual_machines: Maybe[VirtualMachines] = None
     """NICs of KubeVirt virtual machines."""
+
+    def to_core(self) -> model.GuestMatch:
+        return model.GuestMatch(
+            domains=tuple(self.domains or ()),
+            macs=tuple(mac.lower() for mac in self.macs or ()),
+            bridge=self.bridge,
+            virtual_machines=self.virtual_machines is not None,
+        )
 
 
 _TSO_NEEDS_CSUM = "tso needs csum: write csum: true, or take one of the two out"
@@ -149,7 +161,15 @@ class Guest(Base):
 
     match: Maybe[GuestMatch] = None
     """Which NICs are meant; by default those on bridge.name."""
-    update: Maybe[Literal["NextStart", "Replug"]] = None
+    update: Maybe[Update] = None
     """How a change that cannot be made live reaches a running guest: NextStart (the default) or Replug."""
     nic: Maybe[Nic] = None
     """What the NICs must be like."""
+
+    def to_core(self) -> model.GuestSpec:
+        nic = self.nic.written() if self.nic else {}
+        return model.GuestSpec(
+            match=self.match.to_core() if self.match else None,
+            update=self.update or model.GuestUpdate.NEXT_START,
+            nic=tuple((path.removeprefix("nic."), value) for path, value in fields.leaves(nic, "nic")),
+        )
