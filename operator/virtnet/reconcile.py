@@ -376,7 +376,9 @@ class _Pass:
         self._note_answers(refusals, last.state)
         left = {(row.subject, row.setting, row.policy) for row in rows}
         applied = tuple(
-            dict.fromkeys(_applied(row) for row in self.rows if (row.subject, row.setting, row.policy) not in left)
+            dict.fromkeys(
+                _applied(row) for row in self.rows if not left or (row.subject, row.setting, row.policy) not in left
+            )
         )
         return Outcome(first, last, tuple(rows), applied, self.failures, refusals, self.ledger_error)
 

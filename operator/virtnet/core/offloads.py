@@ -192,6 +192,8 @@ def difference(
     elif not mask:
         return NOTHING
     stopped = _stopped(link, wish, features, mask, stands, waits)
+    if not stopped and not rows:
+        return Difference(_steps(link, wish, features, mask))
     for bit, (reason, text) in stopped.items():
         mask &= ~bit.mask
         rows.append(_row(link, bit.ask, bool(features.active & bit.mask), reason, text))
@@ -229,9 +231,11 @@ def _stopped(
 def _steps(link: Link, wish: Enforced, features: Features, mask: int) -> tuple[Step, ...]:
     """One message for the link; what may reset hardware goes apart, in a transaction of its policy."""
     resetting = wish.resetting & mask if link.physical else 0
+    if not resetting:
+        return (_step(link, wish, features, wish.parts(mask), False),) if mask else ()
     steps = [_step(link, wish, features, wish.parts(mask & ~resetting), False)] if mask & ~resetting else []
     by_policy: dict[str, list[Part]] = {}
-    for part in wish.parts(resetting) if resetting else ():
+    for part in wish.parts(resetting):
         by_policy.setdefault(part.ask.policy, []).append(part)
     steps += [_step(link, wish, features, tuple(parts), True) for parts in by_policy.values()]
     return tuple(steps)

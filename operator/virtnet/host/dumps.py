@@ -87,17 +87,16 @@ class RepeatedDump(Generic[T]):
         return _Datagram(raw, pieces, _stable(pieces), last, whole)
 
     def _piece(self, known: _Piece[T] | None, raw: bytearray, start: int, end: int) -> _Piece[T]:
-        body = raw[start:end]
-        if known is None:
-            value, noise, after = self._parse(body)
-            return raw, start, end, value, start + noise, start + after
-        known_raw, known_start, known_end, last, noise, after = known
-        before = known_raw[known_start:known_end]
-        noise, after = noise - known_start, after - known_start
-        if before[:noise] == body[:noise] and before[after:] == body[after:]:
-            return raw, start, end, last, start + noise, start + after
-        value, noise, after = self._parse(body)
-        return raw, start, end, last if value == last else value, start + noise, start + after
+        if known is not None:
+            known_raw, known_start, known_end, last, noise, after = known
+            moved = start - known_start
+            same_head = known_raw[known_start:noise] == raw[start : noise + moved]
+            if same_head and known_raw[after:known_end] == raw[after + moved : end]:
+                return raw, start, end, last, noise + moved, after + moved
+        value, noise, after = self._parse(raw[start:end])
+        if known is not None and value == last:
+            value = last
+        return raw, start, end, value, start + noise, start + after
 
     def _take(self, found: list[_Datagram[T]]) -> Mapping[int, T]:
         if len(found) == len(self._datagrams) and all(map(operator.is_, found, self._datagrams)):

@@ -18,7 +18,8 @@ VERSION = 1
 _GROWTH = 10
 _SMALL = 64 * 1024
 
-_encode = json.JSONEncoder(separators=(",", ":")).encode
+encode = json.JSONEncoder(separators=(",", ":")).encode
+"""A JSON value as the text of a line."""
 
 
 class Journal:
@@ -32,7 +33,7 @@ class Journal:
 
     def __init__(self, state: StateDir, name: str, identity: Identity) -> None:
         self._state, self._name, self._path = state, name, state.path / name
-        self._header = {"journal": VERSION, "boot_id": identity.boot_id, "netns": identity.netns}
+        self._header: dict[str, Any] = {"journal": VERSION, "boot_id": identity.boot_id, "netns": identity.netns}
         self._fd = -1
         self._length = self._size = self._base = self._count = 0
         self._unreadable = ""
@@ -84,12 +85,12 @@ class Journal:
             self._cut()
         return self._fd >= 0
 
-    def rewrite(self, lines: Iterable[Any]) -> None:
-        """Replace the file by these lines, all or nothing."""
+    def rewrite(self, lines: Iterable[str]) -> None:
+        """Replace the file by these lines of JSON, all or nothing."""
         if self._unreadable or self._state.read_only:
             raise LedgerError(self._unreadable or f"{self._path} is open only for reading")
         content = list(lines)
-        data = _join([self._header, *content])
+        data = _join([encode(self._header), *content])
         self._base = max(self._size, len(data))  # stays so when this fails: the next attempt is far off
         try:
             self._state.prepare()
@@ -101,8 +102,8 @@ class Journal:
         self.close()
         self._fd, self._size, self._base, self._count = fd, len(data), len(data), len(content)
 
-    def append(self, lines: Sequence[Any]) -> None:
-        """Add lines in one write. On `LedgerError` none of them is in the file."""
+    def append(self, lines: Sequence[str]) -> None:
+        """Add lines of JSON in one write. On `LedgerError` none of them is in the file."""
         data = _join(lines)
         try:
             written = os.write(self._fd, data)
@@ -130,8 +131,8 @@ class Journal:
             self._fd = -1
 
 
-def _join(lines: Sequence[Any]) -> bytes:
-    return "".join([_encode(line) + "\n" for line in lines]).encode()
+def _join(lines: Sequence[str]) -> bytes:
+    return "\n".join([*lines, ""]).encode()
 
 
 def _parse_all(lines: Sequence[bytes]) -> list[Any]:

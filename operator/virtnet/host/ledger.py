@@ -10,12 +10,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
 from virtnet.core.model import EMPTY, Deletion, Entry, Identity, Link, LinkRecord, Made, Recorded, Setting, Value
 from virtnet.errors import LedgerError, UsageError
-from virtnet.host import codec
+from virtnet.host import codec, journal
 from virtnet.host.journal import Journal
 from virtnet.host.state import StateDir
 from virtnet.values import frozen
@@ -238,16 +239,21 @@ def _replace(links: dict[int, LinkRecord], record: LinkRecord) -> None:
 # --- the lines of the journal: [ifindex, name, kind, mac, [[key, original, wanted, policy, deletion, earlier], ...]] --
 
 
-def _line(record: LinkRecord) -> list[Any]:
-    entries = [
-        (entry.setting.key, entry.original, entry.wanted, entry.policy, entry.deletion, *_earlier(entry))
-        for entry in record.entries.values()
-    ]
-    return [record.ifindex, record.name, record.kind, record.mac, entries]
+def _line(record: LinkRecord) -> str:
+    entries = ",".join(
+        [
+            _entry(entry.setting.key, entry.original, entry.wanted, entry.policy, entry.deletion, entry.earlier)
+            for entry in record.entries.values()
+        ]
+    )
+    name, kind, mac = map(journal.encode, (record.name, record.kind, record.mac))
+    return f"[{record.ifindex},{name},{kind},{mac},[{entries}]]"
 
 
-def _earlier(entry: Entry) -> tuple[Value, ...]:
-    return () if entry.earlier is None else (entry.earlier,)
+@lru_cache(maxsize=512, typed=True)
+def _entry(*fields: Value | None) -> str:
+    """A thousand links have the same few. `typed`, because True and 1 are equal and not the same in JSON."""
+    return journal.encode(fields if fields[-1] is not None else fields[:-1])
 
 
 def _read_line(number: int, line: Any) -> LinkRecord:
