@@ -11,20 +11,18 @@ import argparse
 import asyncio
 import contextlib
 import logging
-import signal
 import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
-from virtnet import __version__, errors
-from virtnet.cli import logs
-from virtnet.core import report
-from virtnet.engine.engine import Engine, Options, timestamp
-from virtnet.engine.fights import Thresholds
-from virtnet.engine.workplace import STATUS, Workplace
-from virtnet.host.exits import Exits
+from virtnet import errors
+from virtnet.cli import logs, serving
+from virtnet.engine.engine import Engine
+from virtnet.engine.workplace import Workplace
 from virtnet.kube.directory import PolicyDirectory
+
+if TYPE_CHECKING:
+    from virtnet.cli.site import Site
 
 log = logging.getLogger("virtnet.run")
 
@@ -70,9 +68,7 @@ def _label(text: str) -> tuple[str, str]:
 
 async def _main(arguments: argparse.Namespace) -> int:
     stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    serving.stop_on_signals(stop)
     first = True
     while not stop.is_set():
         try:
@@ -108,7 +104,7 @@ async def _in_namespace(arguments: argparse.Namespace, stop: asyncio.Event) -> N
             await serving.until_stopped(engine, stop, _follow(engine, directory, place), site=site)
 
 
-async def _follow(engine: Engine, directory: PolicyDirectory, place: Workplace) -> None:
+async def _follow(engine: Engine, directory: PolicyDirectory, place: Workplace) -> NoReturn:
     while True:
         await asyncio.sleep(SETTLE_SECONDS if directory.unsettled else LOOK_SECONDS)
         place.namespace.check()
@@ -117,7 +113,7 @@ async def _follow(engine: Engine, directory: PolicyDirectory, place: Workplace) 
         engine.check_holds()
 
 
-async def _site_when_ready(listen: str, engine: Engine) -> Any:
+async def _site_when_ready(listen: str, engine: Engine) -> Site | None:
     """The web site comes after the first pass: enforcing is what a start is for."""
     await engine.looked.wait()
     from virtnet.cli import site

@@ -22,6 +22,7 @@ from virtnet.core.model import (
     ModuleState,
     Policy,
     Reason,
+    Recorded,
     Row,
     Value,
 )
@@ -151,7 +152,7 @@ def node_state(
     held: str | None = None,
     held_links: Mapping[str, str] = EMPTY,
     drifts: Mapping[str, int] = EMPTY,
-    released: bool = False,
+    released: bool | None = None,
     policies_unread: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The status of this node's VirtioNetworkNodeState, at most `LIMIT` bytes of compact JSON.
@@ -159,7 +160,8 @@ def node_state(
     `rows` come from the last look of a pass. `now` is RFC 3339, `previous` the status reported before: what did not
     change keeps its time, so an unchanged host gives an equal status. `held` and `held_links` are as in `Standing`,
     `drifts` counts foreign changes by policy, `policies_unread` are sentences about policies that could not be read:
-    then nobody knows what is asked, and the node is not Ready.
+    then nobody knows what is asked, and the node is not Ready. `released`: nobody asked for that (None), nothing is
+    left to be put back, or something still is.
 
     What is too much is left out, and counted in `omitted`: links that are as asked, then other links (their settings
     say more), then settings from the least severe. Conditions and policies are never left out.
@@ -270,10 +272,17 @@ def _held(held: str | None, held_links: Mapping[str, str]) -> _Condition:
     return _Condition("Held", False, "NotHeld", "nothing is held")
 
 
-def _released(released: bool) -> _Condition:
+def _released(released: bool | None) -> _Condition:
     if released:
         return _Condition("Released", True, "Released", "everything was put back, and nothing is enforced")
-    return _Condition("Released", False, "NotReleased", "the policies are in force")
+    if released is None:
+        return _Condition("Released", False, "NotReleased", "the policies are in force")
+    return _Condition("Released", False, "Releasing", "nothing is enforced; what was there before is being put back")
+
+
+def is_empty(recorded: Recorded) -> bool:
+    """Whether a ledger holds nothing that would have to be put back."""
+    return not (recorded.made or recorded.module or any(record.entries for record in recorded.links.values()))
 
 
 def lost(previous: Mapping[str, Any], sentence: str, now: str) -> dict[str, Any]:
@@ -371,6 +380,7 @@ __all__ = [
     "MOST_NAMES",
     "SETTLED",
     "failing",
+    "is_empty",
     "lost",
     "merge",
     "node_state",

@@ -83,7 +83,9 @@ class Engine:
         options: Options = USUAL,
         agent: Mapping[str, str] | None = None,
         on_status: OnStatus | None = None,
+        earlier: Mapping[str, Any] | None = None,
     ) -> None:
+        """`earlier` is the status that was reported before this process began: its times go on."""
         self.host, self.ledger, self.state, self.transactions = host, ledger, state, transactions
         self.node, self.options, self.agent, self.on_status = node, options, agent or {}, on_status
         self.exits: Watch | None = None
@@ -94,6 +96,7 @@ class Engine:
         self.policies: tuple[Policy, ...] | None = None
         self.last: reconcile.Outcome | None = None
         self.status: Mapping[str, Any] | None = None
+        self._earlier = earlier
         self.passes = 0
         self.looked = asyncio.Event()
         """Set when the first pass has been reported."""
@@ -108,6 +111,8 @@ class Engine:
         self._retry = 0.0
         """Seconds until what failed is tried again, when it failed in the last pass."""
         self._held: Mapping[str, float | None] = {}
+        self._held_elsewhere: Mapping[str, float | None] = {}
+        self._releasing = False
         self._holds_stamp: tuple[int, ...] | None = None
 
     # --- from outside ---
@@ -117,6 +122,24 @@ class Engine:
         if policies != self.policies or unread != self._unread:
             self.policies, self._unread = policies, unread
             self.wake("policies changed")
+
+    def set_node(self, node: Node) -> None:
+        """The node has these labels from now on."""
+        if node != self.node:
+            self.node = node
+            self.wake("the node's labels changed")
+
+    def set_holds(self, until: Mapping[str, float | None]) -> None:
+        """Holds beside those in the state directory, in the shape of `holds.active`."""
+        if until != self._held_elsewhere:
+            self._held_elsewhere = until
+            self.wake("holds changed")
+
+    def release(self, asked: bool) -> None:
+        """Put back everything, whatever the policies ask and exempt from the brake, until it is not asked any more."""
+        if asked != self._releasing:
+            self._releasing = asked
+            self.wake("release asked" if asked else "release ended")
 
     def wake(self, why: str) -> None:
         """Ask for a full pass soon."""
@@ -142,7 +165,7 @@ class Engine:
         try:
             while True:
                 await self._wait()
-                if self.policies is not None:
+                if self._wished is not None:
                     await self._pass_safely()
         finally:
             self.reflex.stop(loop)
@@ -168,7 +191,7 @@ class Engine:
 
     def _patience(self) -> float | None:
         """Seconds until a pass is due by itself; None before there are policies."""
-        if self.policies is None:
+        if self._wished is None:
             return None
         now, today = time.monotonic(), time.time()
         due = [self.options.resync * random.uniform(0.9, 1.1)]
@@ -204,18 +227,23 @@ class Engine:
             asyncio.get_running_loop().call_later(SETTLED_SECONDS, heap.trim)
 
     async def _pass(self) -> reconcile.Outcome:
-        assert self.policies is not None
-        wish = reconcile.Wish(self.policies, self.node, self._standing())
+        assert self._wished is not None
+        wish = reconcile.Wish(self._wished, self.node, self._standing())
         return await reconcile.run(
             self.host, self.ledger, wish, transact=self.transactions, review=self._review, memory=self._memory
         )
 
+    @property
+    def _wished(self) -> tuple[Policy, ...] | None:
+        """What the host is to be like; None: nobody knows yet."""
+        return () if self._releasing else self.policies
+
     def _standing(self) -> Standing:
-        policies = self.policies or ()
+        policies = self._wished or ()
         self._holds_stamp = records.holds_stamp(self.state)
-        self._held = holds.active(self.state)
+        self._held = holds.together(holds.active(self.state), self._held_elsewhere, time.time())
         node, by_link = holds.sentences(self._held)
-        allowed = self.options.allow_mass_removal or any(holds.allows_mass_removal(policy) for policy in policies)
+        allowed = self._releasing or self.options.allow_mass_removal or any(map(holds.allows_mass_removal, policies))
         return Standing(
             held=node,
             held_links=by_link,
@@ -322,12 +350,13 @@ class Engine:
             outcome.last.state,
             rows,
             now=timestamp(),
-            previous=self.status,
+            previous=self.status or self._earlier,
             agent=self.agent,
             held=held,
             held_links=held_links,
             drifts=self.reflex.drifts,
-            policies_unread=self._unread,
+            released=report.is_empty(self.ledger.recorded) if self._releasing else None,
+            policies_unread=() if self._releasing else self._unread,
         )
         if status != self.status:
             self.status = status

@@ -17,6 +17,19 @@ def active(state: StateDir) -> Mapping[str, float | None]:
     return records.read_holds(state).active(time.time())
 
 
+def together(
+    one: Mapping[str, float | None], other: Mapping[str, float | None], now: float
+) -> Mapping[str, float | None]:
+    """Holds from two places: who is held twice is held until the later end. Those that are over at `now` are not."""
+    found = dict(one)
+    for name, end in other.items():
+        if end is not None and end <= now:
+            continue
+        known = found.get(name, 0.0)
+        found[name] = None if end is None or known is None else max(end, known)
+    return found
+
+
 def until(end: float | None) -> str:
     """How a hold's end is said: "until 23:15", with the day when that is not today."""
     if end is None:

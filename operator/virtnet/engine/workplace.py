@@ -22,7 +22,7 @@ from virtnet.core.standing import Standing
 from virtnet.engine import heap, holds
 from virtnet.engine.probing import NetworkProber
 from virtnet.engine.transactions import Transactions
-from virtnet.host import LinuxHost, records
+from virtnet.host import LinuxHost, records, remembrance
 from virtnet.host import state as states
 from virtnet.host.ledger import Ledger
 from virtnet.host.namespaces import Namespace
@@ -60,6 +60,8 @@ class Workplace:
     state: StateDir | None
     ledger: Ledger | None
     notices: list[str] = field(default_factory=list)
+    api_server: str | None = None
+    """HOST:PORT that `safety.probes.apiServer` asks; None where there is no API server."""
 
     @classmethod
     @contextmanager
@@ -70,6 +72,7 @@ class Workplace:
         state_dir: Path | None = None,
         node_name: str | None = None,
         node_labels: Mapping[str, str] | None = None,
+        api_server: str | None = None,
         write: bool,
     ) -> Iterator[Workplace]:
         """Open everything; with `write` the state directory is locked (`StateBusy` names who holds it)."""
@@ -83,7 +86,7 @@ class Workplace:
                 stack.enter_context(state.lock())
             host = LinuxHost(namespace)
             stack.callback(host.close)
-            place = cls(host, namespace, node, state, None)
+            place = cls(host, namespace, node, state, None, api_server=api_server)
             place._open_ledger(stack, write)
             yield place
 
@@ -119,8 +122,13 @@ class Workplace:
         return found if isinstance(found, dict) else None
 
     def cached_policies(self) -> Mapping[str, records.CachedPolicy]:
-        """The policies in force here, by source."""
-        return records.read_policies(self.state) if self.state else {}
+        """The policies in force here, by source: those of a cluster, where this host is in one."""
+        if self.state is None:
+            return {}
+        admitted = remembrance.read_admitted(self.state)
+        if admitted is None:
+            return records.read_policies(self.state)
+        return {name: records.CachedPolicy(each.text) for name, each in admitted.items() if each.text}
 
     def _standing(self, policies: tuple[Policy, ...], allow_mass_removal: bool) -> Standing:
         if self.state is None:
@@ -138,7 +146,8 @@ class Workplace:
     def transactions(self) -> Transactions:
         assert self.state is not None
         assert self.ledger is not None
-        return Transactions(self.host, self.ledger, self.state, NetworkProber(self.namespace))
+        prober = NetworkProber(self.namespace, self.api_server)
+        return Transactions(self.host, self.ledger, self.state, prober)
 
     async def apply(self, policies: tuple[Policy, ...], *, allow_mass_removal: bool = False) -> reconcile.Outcome:
         """One pass for exactly these policies. What went back before is tried again."""
