@@ -64,10 +64,12 @@ class Sandbox:
         """The first process, by its number outside; None when it is not alive (any more)."""
         try:
             pid = int((self.home / "init.pid").read_text())
-            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except (OSError, ValueError):
             return None
-        return pid if str(self.home).encode() in words else None
+        # Its script, or what that became: the number may be another process's by now.
+        its = (f"{self.home}/init.pid".encode(), f"\0{self.home}\0".encode())
+        return pid if any(words in command for words in its) else None
 
     def enter(self, *command: str, namespaces: str = "--net --mount --pid") -> tuple[str, ...]:
         """The command line that runs a command in here."""
