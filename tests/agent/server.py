@@ -219,8 +219,8 @@ class ApiServer:
             parts = rest.split("/")
             if kind.namespaced and parts[0] == "namespaces" and len(parts) > 2:
                 namespace, parts = parts[1], parts[2:]
-            if parts[0] == kind.plural and len(parts) <= 3:
-                name, subresource = [*parts[1:], "", ""][:2]
+            name, subresource = [*parts[1:], "", ""][:2]
+            if parts[0] == kind.plural and len(parts) <= 3 and subresource in ("", "status"):
                 return kind, namespace, name, subresource
         raise AssertionError(f"no such path: {path}")
 

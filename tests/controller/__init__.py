@@ -1,0 +1,1 @@
+"""The controller's own code against a strict fake of the API server."""
