@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from virtnet import errors
+from virtnet.cli import terminal
 
 ERROR = 1
 SIGNALLED = 128
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def guarded(command: Callable[[], int]) -> int:
     """The exit code of a command, whatever becomes of it; an error of ours is one sentence."""
+    _never_fail_to_print()
     try:
         code = command()
         sys.stdout.flush()
@@ -39,23 +41,38 @@ def guarded(command: Callable[[], int]) -> int:
         return SIGNALLED + signal.SIGINT
     except BrokenPipeError:
         return _reader_has_left()
+    except terminal.Ended as ended:
+        return ended.code
     except errors.VirtnetError as error:
-        _say(error)
+        terminal.say(error)
         return ERROR
     return code
 
 
 def _dispatch(arguments: Sequence[str]) -> int:
-    """An agent's image has neither typer nor rich, so `run` must not come near them."""
+    """The images have neither typer nor rich: what runs in them must not come near those."""
     if arguments[:1] == ["run"]:
         _import_without_openssl()
         from virtnet.cli import run
 
         return run.main(arguments[1:])
+    if arguments[:1] == ["agent"]:
+        from virtnet.cli import agent
+
+        return agent.main(arguments[1:])
+    if arguments[:1] == ["controller"]:
+        from virtnet.cli import controller
+
+        return controller.main(arguments[1:])
     if arguments[:1] == ["release-nodes"]:
         from virtnet.cli import release_nodes
 
         return release_nodes.main(arguments[1:])
+    if arguments[:1] in (["plan"], ["apply"]):
+        from virtnet.cli import quick
+
+        if command := quick.command(arguments):
+            return command()
     from virtnet.cli.app import app
 
     return typed(app, "virtnet", arguments)
@@ -83,23 +100,12 @@ def typed(app: Any, name: str, arguments: Sequence[str]) -> int:
     """Run a program made of typer's commands; `name` is how people call it."""
     import typer
 
-    from virtnet.cli.interrupts import Interrupted
-
-    _never_fail_to_print()
     try:
         code: int | None = app(args=list(arguments), prog_name=name, standalone_mode=False)
         return code or 0
-    except Interrupted as interrupted:
-        return SIGNALLED + interrupted.number
     except typer.TyperException as error:
-        _say(f"{error.format_message()} ({name} --help shows how)")
+        terminal.say(f"{error.format_message()} ({name} --help shows how)")
         return ERROR
-
-
-def _say(error: object) -> None:
-    from virtnet.cli import terminal
-
-    terminal.say(error)
 
 
 def _never_fail_to_print() -> None:

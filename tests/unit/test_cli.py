@@ -182,7 +182,6 @@ def test_an_interrupt_of_a_command_that_only_looks_is_exit_code_130_and_silent(t
 
 WORK = """
 import asyncio, sys
-from virtnet.__main__ import SIGNALLED
 from virtnet.cli import interrupts
 
 async def work():
@@ -196,7 +195,7 @@ async def work():
 try:
     interrupts.run(work())
 except interrupts.Interrupted as interrupted:
-    sys.exit(SIGNALLED + interrupted.number)
+    sys.exit(interrupted.code)
 """
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from virtnet.cli import options
+from virtnet.cli import where
 from virtnet.cli.options import Files, Format, LinkName, Netns, NodeLabels, NodeName, State
 from virtnet.cli.terminal import Output
 
@@ -62,7 +62,7 @@ def inspect(
     """
     from virtnet.cli import inspecting
 
-    place = options.where(netns, state_dir, node_name, node_label)
+    place = where.where(netns, state_dir, node_name, node_label)
     _leave(inspecting.run(policies or (), place, output))
 
 
@@ -81,7 +81,7 @@ def plan(
     """
     from virtnet.cli import planning
 
-    _leave(planning.run(files, options.where(netns, state_dir, node_name, node_label), output))
+    _leave(planning.run(files, where.where(netns, state_dir, node_name, node_label), output))
 
 
 @app.command()
@@ -104,7 +104,7 @@ def apply(
     """
     from virtnet.cli import applying
 
-    place = options.where(netns, state_dir, node_name, node_label)
+    place = where.where(netns, state_dir, node_name, node_label)
     _leave(applying.apply(files, place, output, allow_mass_removal=allow_mass_removal))
 
 
@@ -117,6 +117,28 @@ def run(context: typer.Context) -> None:
     from virtnet.cli import run as agent
 
     _leave(agent.main(context.args))
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def agent(context: typer.Context) -> None:
+    """Keep this node as the policies of its cluster say."""
+    from virtnet.cli import agent as of_a_cluster
+
+    _leave(of_a_cluster.main(context.args))
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def controller(context: typer.Context) -> None:
+    """Sum up what all nodes of a cluster report, and lead rollouts."""
+    from virtnet.cli import controller as of_a_cluster
+
+    _leave(of_a_cluster.main(context.args))
 
 
 @app.command(
@@ -139,7 +161,7 @@ def release(netns: Netns = None, state_dir: State = None, output: Format = Outpu
     """
     from virtnet.cli import applying
 
-    _leave(applying.release(options.where(netns, state_dir), output))
+    _leave(applying.release(where.where(netns, state_dir), output))
 
 
 @app.command()
@@ -155,7 +177,7 @@ def hold(
     """Report, change nothing: on one link, or on the whole node."""
     from virtnet.cli import holding
 
-    _leave(holding.hold(link, duration, options.where(netns, state_dir), output))
+    _leave(holding.hold(link, duration, where.where(netns, state_dir), output))
 
 
 @app.command()
@@ -163,7 +185,7 @@ def unhold(link: LinkName = None, netns: Netns = None, state_dir: State = None, 
     """End the hold of one link, or all holds."""
     from virtnet.cli import holding
 
-    _leave(holding.unhold(link, options.where(netns, state_dir), output))
+    _leave(holding.unhold(link, where.where(netns, state_dir), output))
 
 
 @app.command()

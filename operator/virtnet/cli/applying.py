@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from virtnet.cli import interrupts, policies, tables, terminal
-from virtnet.cli.options import Where
+from virtnet.cli import interrupts, lines, policies, terminal
 from virtnet.cli.terminal import Output
+from virtnet.cli.where import Where
 from virtnet.core import report
 from virtnet.reconcile import Outcome
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 ALL_DONE = 0
 SOMETHING_LEFT = 3
@@ -42,7 +44,7 @@ def _tell(
     if outcome.ledger_error:
         terminal.say(outcome.ledger_error)
     if output is Output.TABLE:
-        show(terminal.console(), outcome, holds, done=done, policies=policies)
+        _print(outcome, holds, done=done, policies=policies)
     else:
         terminal.emit(as_json(outcome), output)
     return ALL_DONE if is_done(outcome) else SOMETHING_LEFT
@@ -60,7 +62,20 @@ def as_json(outcome: Outcome) -> dict[str, object]:
     }
 
 
+def _print(outcome: Outcome, holds: Mapping[str, str], *, done: str, policies: bool) -> None:
+    width = terminal.plain_width()
+    if width and not (holds or outcome.rows):
+        text = lines.changes("CHANGED", outcome.applied, width, policies=policies)
+        if text is not None:
+            print(f"{text}{summary(outcome, done)}")
+            return
+    show(terminal.console(), outcome, holds, done=done, policies=policies)
+
+
 def show(console: Console, outcome: Outcome, holds: Mapping[str, str], *, done: str, policies: bool) -> None:
+    """What was done and what is left, as tables."""
+    from virtnet.cli import tables
+
     tables.show_holds(console, holds)
     tables.show_changes(console, "CHANGED", outcome.applied, policies=policies)
     tables.show_reasons(console, "LEFT", report.merge(outcome.rows), policies=policies)
@@ -68,7 +83,7 @@ def show(console: Console, outcome: Outcome, holds: Mapping[str, str], *, done: 
 
 
 def summary(outcome: Outcome, done: str) -> str:
-    made = f"{tables.count(len(outcome.applied), 'change')} made" if outcome.applied else "Nothing was changed"
+    made = f"{lines.count(len(outcome.applied), 'change')} made" if outcome.applied else "Nothing was changed"
     if outcome.rows:
         return f"{made}, {len(outcome.rows)} left."
     return f"{done}; {made[0].lower()}{made[1:]}."

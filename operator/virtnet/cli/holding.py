@@ -7,9 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from virtnet import errors
-from virtnet.cli import options, terminal
-from virtnet.cli.options import Where
+from virtnet.cli import terminal, where
 from virtnet.cli.terminal import Output
+from virtnet.cli.where import Where
 from virtnet.core.model import Interest
 from virtnet.engine.workplace import Workplace
 
@@ -22,7 +22,7 @@ BETWEEN_LOOKS = 0.05
 
 def hold(link: str | None, duration: str, place: Where, output: Output) -> int:
     """Leave a link, or the whole node, alone for a time such as "1h"; returns when a running agent knows."""
-    seconds = options.seconds(duration)
+    seconds = where.seconds(duration)
     _check(link)
     with place.open(write=False) as workplace:
         if link is not None and workplace.host.observe(Interest()).by_name(link) is None:

@@ -11,9 +11,9 @@ from typing import Any
 import virtnet
 from virtnet import errors
 from virtnet.cli import policies, sheet, survey, terminal
-from virtnet.cli.options import Where
 from virtnet.cli.survey import Data
 from virtnet.cli.terminal import Output
+from virtnet.cli.where import Where
 from virtnet.core import report
 from virtnet.core.model import HostState, Policy, Reason, Row
 from virtnet.engine.workplace import Workplace

@@ -14,12 +14,15 @@ Result = TypeVar("Result")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-class Interrupted(BaseException):
-    """The work was cancelled by a signal and has undone what it had to; the shell's exit code is 128 + `number`."""
+SIGNALLED = 128
+"""What a shell adds to the number of the signal that ended a program."""
+
+
+class Interrupted(terminal.Ended):
+    """The work was cancelled by a signal and has undone what it had to."""
 
     def __init__(self, number: int) -> None:
-        self.number = number
-        super().__init__(number)
+        super().__init__(SIGNALLED + number)
 
 
 def run(work: Coroutine[Any, Any, Result]) -> Result:

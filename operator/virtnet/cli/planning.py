@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from virtnet.cli import policies, tables, terminal
-from virtnet.cli.options import Where
+from virtnet.cli import lines, policies, terminal
 from virtnet.cli.terminal import Output
+from virtnet.cli.where import Where
 from virtnet.core import report
 from virtnet.core.plan import Plan
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 NOTHING_TO_CHANGE = 0
 PENDING = 2
@@ -26,7 +28,7 @@ def run(files: Sequence[str], place: Where, output: Output) -> int:
         for notice in workplace.notices:
             terminal.say(notice)
     if output is Output.TABLE:
-        show(terminal.console(), plan, holds, policies=len(wanted) > 1)
+        _print(plan, holds, policies=len(wanted) > 1)
     else:
         terminal.emit(as_json(plan), output)
     return PENDING if plan.steps else NOTHING_TO_CHANGE
@@ -39,8 +41,20 @@ def as_json(plan: Plan) -> dict[str, object]:
     }
 
 
+def _print(plan: Plan, holds: Mapping[str, str], *, policies: bool) -> None:
+    width = terminal.plain_width()
+    if width and not (holds or plan.blocked):
+        text = lines.changes("WOULD CHANGE", plan.pending, width, policies=policies)
+        if text is not None:
+            print(f"{text}{summary(len(plan.pending), 0)}")
+            return
+    show(terminal.console(), plan, holds, policies=policies)
+
+
 def show(console: Console, plan: Plan, holds: Mapping[str, str], *, policies: bool) -> None:
     """The plan as tables, in the order in which it would be carried out, and one sentence that sums it up."""
+    from virtnet.cli import tables
+
     tables.show_holds(console, holds)
     tables.show_changes(console, "WOULD CHANGE", plan.pending, policies=policies)
     tables.show_reasons(console, "BLOCKED", report.merge(plan.blocked), policies=policies)
@@ -48,5 +62,5 @@ def show(console: Console, plan: Plan, holds: Mapping[str, str], *, policies: bo
 
 
 def summary(pending: int, blocked: int) -> str:
-    changes = f"{tables.count(pending, 'change')} pending" if pending else "Nothing to change"
+    changes = f"{lines.count(pending, 'change')} pending" if pending else "Nothing to change"
     return f"{changes}, {blocked} blocked." if blocked else f"{changes}."

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-import typer
-
 from virtnet.cli import terminal
 from virtnet.core.model import Policy
 from virtnet.kube import manifests
@@ -17,7 +15,7 @@ def read(files: Sequence[str]) -> tuple[Policy, ...]:
     reading = manifests.load(files)
     _say_errors(reading)
     if reading.errors:
-        raise typer.Exit(1)
+        raise terminal.Ended(1)
     return reading.policies
 
 

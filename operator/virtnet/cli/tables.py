@@ -8,9 +8,10 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
+from virtnet.cli import lines
 from virtnet.cli.terminal import plain
 from virtnet.core import report
-from virtnet.core.model import DONE, Row, Value
+from virtnet.core.model import DONE, Row
 
 HEADING = "bold"
 QUIET = "dim"
@@ -18,7 +19,10 @@ PENDING = "cyan"
 GOOD = "green"
 SETTLED = "yellow"
 BAD = "red"
-NOTHING = "–"
+NOTHING = lines.NOTHING
+
+value_word = lines.value_word
+count = lines.count
 
 GLUE = "\ue000"
 """A blank at which no line is broken, until it is drawn: rich breaks at Unicode's own. Text of others never has it."""
@@ -140,19 +144,8 @@ def _values(row: Row) -> Text:
     )
 
 
-def value_word(value: Value | None) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return NOTHING if value is None else str(value)
-
-
 def _sentence(row: Row, policies: bool) -> Text:
     shown = text(row.message)
     if policies and row.policy:
         shown.append(f" ({plain(row.policy)})", QUIET)
     return shown
-
-
-def count(number: int, one: str, many: str = "") -> str:
-    """A number with its noun: 1 change, 2 changes."""
-    return f"{number} {one if number == 1 else many or one + 's'}"

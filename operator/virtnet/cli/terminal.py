@@ -21,6 +21,14 @@ class Output(StrEnum):
     YAML = "yaml"
 
 
+class Ended(BaseException):
+    """The command is over with this exit code, and why has been said."""
+
+    def __init__(self, code: int) -> None:
+        self.code = code
+        super().__init__(code)
+
+
 def plain(text: object) -> str:
     """One line of printable text: names of links and processes are chosen by others, and may hold escape sequences."""
     shown = str(text)
@@ -42,6 +50,14 @@ def emit(value: Any, output: Output) -> None:
     import yaml
 
     print(yaml.safe_dump(value, sort_keys=False, default_flow_style=False), end="")
+
+
+def plain_width() -> int | None:
+    """Columns of standard output where it is a pipe or a file; None where it is a terminal, or shall look like one."""
+    if sys.stdout.isatty() or any(os.environ.get(name) for name in ("FORCE_COLOR", "TTY_COMPATIBLE")):
+        return None
+    columns = os.environ.get("COLUMNS", "")
+    return int(columns) if columns.isdigit() else WIDTH
 
 
 def console() -> Console:
