@@ -1,10 +1,10 @@
-# Two images: `--target agent` for every node, `--target controller` for one Deployment. Neither has a compiler, pip or a
-# package index's address in it; both start the one command `virtnet`.
+# Two images: `--target agent` for every node, `--target controller` for one Deployment. Neither has a compiler or pip;
+# both start the one command `virtnet`.
 
 FROM docker.io/library/debian:bookworm-slim AS python
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends python3 \
- && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log
+ && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 ENV PATH=/opt/virtnet/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 ENTRYPOINT ["virtnet"]
 
@@ -13,17 +13,8 @@ FROM python AS build
 RUN apt-get update && apt-get install --yes --no-install-recommends python3-venv
 RUN python3 -m venv /build/pip && python3 -m venv --without-pip /opt/virtnet
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
-COPY requirements/agent.txt /build/requirements/
-RUN /build/pip/bin/pip --python /opt/virtnet/bin/python install --no-deps --requirement /build/requirements/agent.txt
-
-FROM build AS agent-build
-COPY pyproject.toml README.md LICENSE /build/
-COPY operator /build/operator
-RUN /build/pip/bin/pip --python /opt/virtnet/bin/python install --no-deps /build
-
-FROM build AS controller-build
-COPY requirements/controller.txt /build/requirements/
-RUN /build/pip/bin/pip --python /opt/virtnet/bin/python install --no-deps --requirement /build/requirements/controller.txt
+COPY requirements.txt /build/
+RUN /build/pip/bin/pip --python /opt/virtnet/bin/python install --no-deps --requirement /build/requirements.txt
 COPY pyproject.toml README.md LICENSE /build/
 COPY operator /build/operator
 RUN /build/pip/bin/pip --python /opt/virtnet/bin/python install --no-deps /build
@@ -33,11 +24,11 @@ RUN /build/pip/bin/pip --python /opt/virtnet/bin/python install --no-deps /build
 FROM python AS agent
 RUN apt-get update \
  && apt-get install --yes --no-install-recommends kmod \
- && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log
-COPY --from=agent-build /opt/virtnet /opt/virtnet
+ && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
+COPY --from=build /opt/virtnet /opt/virtnet
 CMD ["agent"]
 
 FROM python AS controller
-COPY --from=controller-build /opt/virtnet /opt/virtnet
+COPY --from=build /opt/virtnet /opt/virtnet
 USER 65532:65532
 CMD ["controller"]

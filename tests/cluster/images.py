@@ -23,7 +23,7 @@ NEEDS = ("buildah:buildah", "debootstrap:debootstrap")
 
 BASE = "docker.io/library/debian:bookworm-slim"
 TARGETS = ("agent", "controller")
-CONTEXT = ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE", "requirements", "operator")
+CONTEXT = ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE", "requirements.txt", "operator")
 
 # What the public slim image leaves out as well.
 SLIM = (
@@ -31,6 +31,7 @@ SLIM = (
     *("usr/share/locale/*", "usr/share/info/*", "usr/share/lintian/*"),
 )
 SECONDS = 1200
+MOST_STEPS = 150
 
 
 def directory() -> Path:
@@ -62,6 +63,7 @@ def build(target: str) -> Path:
     with assets.locked(directory()):
         if not archive.exists():
             _ensure_base()
+            _forget_old_steps()
             print(f"building the image of the {target}", file=sys.stderr, flush=True)
             _bud(target)
             for old in directory().glob(f"virtnet-{target}-*.tar"):
@@ -81,6 +83,14 @@ def _bud(target: str) -> None:
             *("--volume", f"{configuration}:/etc/pip.conf:ro"),
             str(ROOT),
         )
+
+
+def _forget_old_steps() -> None:
+    """The store keeps every step of every build, so that the next one is quick: now and then it begins anew."""
+    known = set(_buildah("images", "--all", "--quiet", "--no-trunc").split())
+    if len(known) > MOST_STEPS:
+        known -= {_buildah("images", "--quiet", "--no-trunc", BASE).strip()}
+        _buildah("rmi", "--force", *known)
 
 
 def _fingerprint() -> str:
