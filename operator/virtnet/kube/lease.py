@@ -1,7 +1,7 @@
 """One replica works at a time: who holds a Lease, and nobody else; whoever loses it must end.
 
-The rules are those of client-go's leaderelection: a holder that could not renew for `RENEW_SECONDS` gives up before
-anybody else may take over, which others do `LEASE_SECONDS` after they last *saw* it renewed. No clock is compared with
+The rules are those of client-go's leaderelection: a holder that could not renew for 10 seconds gives up before
+anybody else may take over, which others do 15 seconds after they last *saw* it renewed. No clock is compared with
 another machine's.
 """
 
@@ -11,20 +11,25 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import NoReturn
 
 from virtnet import errors
 from virtnet.kube.connection import Connection, Object, Resource
+from virtnet.values import frozen
 
 log = logging.getLogger(__name__)
 
 LEASES = Resource("coordination.k8s.io", "v1", "leases", "Lease")
 
-LEASE_SECONDS = 15
-RENEW_SECONDS = 10.0
-RETRY_SECONDS = 2.0
+
+@frozen
+class Times:
+    """In seconds: how long a lease lasts, how long a holder may fail to renew it, and between two attempts."""
+
+    lease: int = 15
+    renew: float = 10.0
+    retry: float = 2.0
 
 
 class Lease:
@@ -36,11 +41,10 @@ class Lease:
         namespace: str,
         name: str,
         identity: str,
-        *,
-        clock: Callable[[], float] = time.monotonic,
+        times: Times = Times(),  # noqa: B008 - a value
     ) -> None:
-        self.identity, self.held = identity, False
-        self._connection, self._namespace, self._name, self._clock = connection, namespace, name, clock
+        self.identity, self.held, self.times = identity, False, times
+        self._connection, self._namespace, self._name = connection, namespace, name
         self._path = LEASES.path(name, namespace=namespace)
         self._seen: tuple[object, float] = (None, 0.0)
         """The version of the object that we saw last, and when we first saw it."""
@@ -51,17 +55,17 @@ class Lease:
         while True:
             if await self._try():
                 break
-            await asyncio.sleep(random.uniform(1.0, 1.2) * RETRY_SECONDS)
+            await asyncio.sleep(random.uniform(1.0, 1.2) * self.times.retry)
         self.held = True
         log.info("this replica (%s) works from now on", self.identity)
 
     async def keep(self) -> NoReturn:
         """Renew until cancelled. Raises Conflict when somebody else has it, Unreachable when it takes too long."""
-        renewed = self._clock()
+        renewed = time.monotonic()
         while True:
-            await asyncio.sleep(RETRY_SECONDS)
-            began = self._clock()
-            left = renewed + RENEW_SECONDS - began
+            await asyncio.sleep(self.times.retry)
+            began = time.monotonic()
+            left = renewed + self.times.renew - began
             try:
                 async with asyncio.timeout(max(0.0, left)):
                     if await self._try():
@@ -71,7 +75,7 @@ class Lease:
                         raise errors.Conflict(f"the lease {self._name} was lost to {self._holder()}")
             except TimeoutError:
                 self.held = False
-                sentence = f"the lease {self._name} could not be renewed for {RENEW_SECONDS:g} seconds"
+                sentence = f"the lease {self._name} could not be renewed for {self.times.renew:g} seconds"
                 raise errors.Unreachable(sentence) from None
 
     async def release(self) -> None:
@@ -81,7 +85,7 @@ class Lease:
         self.held = False
         spec = {**self._stored["spec"], "holderIdentity": "", "leaseDurationSeconds": 1, "renewTime": _micro_time()}
         try:
-            async with asyncio.timeout(RETRY_SECONDS):
+            async with asyncio.timeout(self.times.retry):
                 await self._connection.replace(self._path, {**self._stored, "spec": spec})
         except (errors.ApiError, TimeoutError) as error:
             log.info("the lease was not handed over, it runs out: %s", error)
@@ -113,7 +117,7 @@ class Lease:
     def _observe(self, stored: Object) -> None:
         version = stored["metadata"].get("resourceVersion")
         if self._seen[0] != version:
-            self._seen = version, self._clock()
+            self._seen = version, time.monotonic()
         self._stored = stored
 
     def _holder(self) -> str:
@@ -125,7 +129,7 @@ class Lease:
     def _run_out(self) -> bool:
         spec = (self._stored or {}).get("spec") or {}
         lasts = spec.get("leaseDurationSeconds")
-        return self._clock() >= self._seen[1] + (lasts if isinstance(lasts, int) else LEASE_SECONDS)
+        return time.monotonic() >= self._seen[1] + (lasts if isinstance(lasts, int) else self.times.lease)
 
     def _wanted(self, stored: Object | None) -> Object:
         before = (stored or {}).get("spec") or {}
@@ -133,7 +137,7 @@ class Lease:
         ours = before.get("holderIdentity") == self.identity
         spec = {
             "holderIdentity": self.identity,
-            "leaseDurationSeconds": LEASE_SECONDS,
+            "leaseDurationSeconds": self.times.lease,
             "acquireTime": before.get("acquireTime", now) if ours else now,
             "renewTime": now,
             "leaseTransitions": transitions if ours or stored is None else transitions + 1,
