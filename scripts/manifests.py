@@ -18,7 +18,14 @@ ROOT = Path(__file__).parents[1]
 CHART = ROOT / "charts" / "virtio-network-operator"
 NAMESPACE = "virtnet-system"
 ON = ("metrics.podMonitor.enabled", "metrics.prometheusRule.enabled", "metrics.dashboard.enabled")
-OPTIONS = ("--namespace", NAMESPACE, "--set", "crds.install=false", *(f"--set={key}=true" for key in ON))
+OPTIONS = (
+    "--namespace",
+    NAMESPACE,
+    "--kube-version=v1.36.0",
+    "--set",
+    "crds.install=false",
+    *(f"--set={key}=true" for key in ON),
+)
 
 PLACES: Mapping[str, str] = {
     "agent": "base",

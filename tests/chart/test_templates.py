@@ -280,13 +280,3 @@ def test_every_object_says_whose_it_is(helm: Helm) -> None:
     for each in helm.objects(*(f"--set=metrics.{name}.enabled=true" for name in on)):
         assert each["metadata"]["labels"]["app.kubernetes.io/name"] == "virtio-network-operator"
         assert each["metadata"]["labels"]["app.kubernetes.io/instance"] == "virtnet"
-
-
-def test_the_notes_say_what_is_off_and_what_is_dangerous(helm: Helm) -> None:
-    plain, powerful = helm.notes(), helm.notes("--set=features.module=true", "--set=uninstall.release=false")
-    assert "module      off  vhost.module (CAP_SYS_MODULE, /lib/modules)" in plain
-    assert "root on its node" not in plain
-    assert "helm uninstall --no-hooks" in plain
-    assert "module      on   vhost.module" in powerful
-    assert "root on its node" in powerful
-    assert "leaves the hosts as they are" in powerful
