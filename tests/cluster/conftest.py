@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,15 @@ from tests.cluster.sandbox import wait_until
 KEEP = "VIRTNET_CLUSTER_KEEP"
 """Environment: 1 leaves the cluster as it is at the end, for a look at it. `make cluster-down CLUSTER=test` ends it."""
 RESTORED_SECONDS = 30
+TEST_SECONDS = 300
+"""For one story; the first one of a session also waits for the cluster and the chart."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.timeout(TEST_SECONDS))
 
 
 @pytest.fixture(scope="session")
