@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from virtnet.cli import where
-from virtnet.cli.options import Files, Format, LinkName, Netns, NodeLabels, NodeName, State
+from virtnet.cli.options import Files, Form, Format, LinkName, Netns, NodeLabels, NodeName, QemuForm, State
 from virtnet.cli.terminal import Output
 
 app = typer.Typer(
@@ -186,6 +186,44 @@ def unhold(link: LinkName = None, netns: Netns = None, state_dir: State = None, 
     from virtnet.cli import holding
 
     _leave(holding.unhold(link, where.where(netns, state_dir), output))
+
+
+@app.command(name="domain-xml")
+def domain_xml(policies: Files, node_name: NodeName = None, node_label: NodeLabels = None) -> None:
+    """Print a libvirt domain with its NICs as asked.
+
+    It comes from standard input: virsh dumpxml --inactive --security-info NAME | virtnet domain-xml FILE. What the
+    policies do not ask stays as it is, byte for byte. Neither libvirt nor the host is asked.
+
+    Exit code: 0 nothing to change, 2 changed, 1 error.
+    """
+    from virtnet.cli import domain_xml as command
+
+    _leave(command.run(policies, where.node(node_name, node_label)))
+
+
+@app.command(name="qemu-args")
+def qemu_args(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Policies: a file, or - for standard input.")],
+    tap: Annotated[str, typer.Option("--tap", metavar="NAME", help="The tap of the NIC.")],
+    mac: Annotated[str, typer.Option("--mac", metavar="MAC", help="The NIC's address.")] = "",
+    guest: Annotated[str, typer.Option("--guest", metavar="NAME", help="The guest, for guest.match.domains.")] = "",
+    vcpus: Annotated[int | None, typer.Option("--vcpus", metavar="N", help="Its virtual CPUs, for queues.")] = None,
+    name: Annotated[
+        str, typer.Option("--id", metavar="ID", help="What identifiers begin with; default: the tap.")
+    ] = "",
+    output: Form = QemuForm.SHELL,
+    node_name: NodeName = None,
+    node_label: NodeLabels = None,
+) -> None:
+    """Print -netdev and -device of a NIC as asked.
+
+    For a QEMU without libvirt. Neither the host nor the tap is read: a match on what is not given here is taken to hold.
+    """
+    from virtnet.cli import qemu_args as command
+
+    wish = command.Wish(tap, mac, guest, vcpus, name)
+    _leave(command.run(file, wish, output, where.node(node_name, node_label)))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -30,3 +31,14 @@ Files = Annotated[
     list[str], typer.Argument(metavar="FILE", help="Policy files, directories of them, or - for standard input.")
 ]
 LinkName = Annotated[str | None, typer.Argument(metavar="[LINK]", help="One link; without it the whole node.")]
+
+
+class QemuForm(StrEnum):
+    """How `qemu-args` prints."""
+
+    SHELL = "shell"
+    JSON = "json"
+    READCONFIG = "readconfig"
+
+
+Form = Annotated[QemuForm, typer.Option("--output", "-o", help="For a shell, for a program, for -readconfig.")]

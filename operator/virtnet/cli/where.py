@@ -13,6 +13,7 @@ from virtnet import errors
 from virtnet.values import frozen
 
 if TYPE_CHECKING:
+    from virtnet.core.model import Node
     from virtnet.engine.workplace import Workplace
 
 SECONDS: Mapping[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -45,6 +46,13 @@ def where(
     netns: str | None, state_dir: Path | None, node_name: str | None = None, labels: Iterable[str] | None = None
 ) -> Where:
     return Where(netns, state_dir, node_name, dict(map(label, labels or ())))
+
+
+def node(name: str | None, labels: Iterable[str] | None) -> Node:
+    """The node that policies are chosen for; nothing of the host is read but its name."""
+    from virtnet.engine import workplace
+
+    return workplace.this_node(name, dict(map(label, labels or ())))
 
 
 def label(text: str) -> tuple[str, str]:

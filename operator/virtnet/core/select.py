@@ -105,13 +105,14 @@ class Selection:
 
 
 @lru_cache(maxsize=256)
-def _globs(patterns: tuple[str, ...]) -> re.Pattern[str]:
+def globs(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """What matches a name that is as one of the patterns; case counts."""
     return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns))
 
 
 def matches(match: Match, link: Link, topology: Topology) -> bool:
     """Whether a link's name and driver are as `match` says; the bridge is the caller's."""
-    if match.names and not _globs(match.names).match(link.name):
+    if match.names and not globs(match.names).match(link.name):
         return False
     if match.drivers:
         driver = topology.drivers.get(link.ifindex)
