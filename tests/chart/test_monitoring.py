@@ -12,6 +12,8 @@ from tests.chart.tools import Helm, Object
 from virtnet.core import model
 from virtnet.core.model import Reason
 from virtnet.engine.metrics import Metrics
+from virtnet.engine.samples import Family
+from virtnet.kube import controller
 
 ON = [f"--set=metrics.{name}.enabled=true" for name in ("podMonitor", "prometheusRule", "dashboard")]
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_count", "_sum"), "gauge": ("",)}
@@ -22,14 +24,21 @@ ALERTS = {
     "VirtnetHeld",
     "VirtnetAgentDown",
     "VirtnetControllerDown",
+    "VirtnetRolloutPaused",
     "VirtnetPassOverdue",
 }
+OF_NO_NODE = {"VirtnetAgentDown", "VirtnetControllerDown", "VirtnetRolloutPaused"}
+
+
+def families() -> Iterator[Family]:
+    """All that an agent serves, and all that a controller does."""
+    yield from Metrics().registry.collect()
+    yield from controller.Metrics().registry.collect()
 
 
 def known() -> set[str]:
-    """The names of all samples that an agent can serve."""
-    families = Metrics().registry.collect()
-    return {family.name + suffix for family in families for suffix in SUFFIXES[family.type]}
+    """The names of all samples."""
+    return {family.name + suffix for family in families() for suffix in SUFFIXES[family.type]}
 
 
 def alerts(objects: list[Object]) -> dict[str, Object]:
@@ -49,11 +58,11 @@ def test_every_metric_that_is_spoken_of_exists(helm: Helm) -> None:
     assert spoken <= known()
 
 
-def test_every_metric_of_an_agent_is_on_the_dashboard(helm: Helm) -> None:
+def test_every_metric_is_on_the_dashboard(helm: Helm) -> None:
     text = " ".join(
         target["expr"] for panel in tools.dashboard(helm.objects(*ON))["panels"] for target in panel["targets"]
     )
-    assert {family.name for family in Metrics().registry.collect() if family.name not in text} == set()
+    assert {family.name for family in families() if family.name not in text} == set()
 
 
 def test_there_is_an_alert_for_each_thing_that_somebody_has_to_look_at(helm: Helm) -> None:
@@ -62,10 +71,7 @@ def test_there_is_an_alert_for_each_thing_that_somebody_has_to_look_at(helm: Hel
     for alert in found.values():
         assert alert["labels"]["severity"] in ("info", "warning")
         assert set(alert["annotations"]) == {"summary", "description"}
-        assert "{{ $labels.node }}" in alert["annotations"]["summary"] or alert["alert"] in (
-            "VirtnetAgentDown",
-            "VirtnetControllerDown",
-        )
+        assert "{{ $labels.node }}" in alert["annotations"]["summary"] or alert["alert"] in OF_NO_NODE
 
 
 def test_every_failing_reason_is_an_alert(helm: Helm) -> None:

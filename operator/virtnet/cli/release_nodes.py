@@ -9,9 +9,8 @@ import argparse
 import asyncio
 import logging
 from collections.abc import Sequence
-from typing import NoReturn
 
-from virtnet.cli import logs
+from virtnet.cli import logs, serving
 from virtnet.kube import uninstall
 from virtnet.kube.connection import Connection
 
@@ -47,31 +46,19 @@ async def _release(arguments: argparse.Namespace) -> tuple[uninstall.Laggard, ..
 
 
 def parser() -> argparse.ArgumentParser:
-    found = _Parser(
+    found = serving.Parser(
         prog="virtnet release-nodes",
         description="Let every agent of the cluster put back what was there before it, then delete the node states.",
         epilog="Exit code: 0 all released, 3 some nodes are not (they are named), 1 error.",
     )
     add = found.add_argument
-    add("--timeout", type=_positive, default=240.0, metavar="SECONDS", help="how long they may take (default 240)")
+    add(
+        "--timeout",
+        type=serving.positive,
+        default=240.0,
+        metavar="SECONDS",
+        help="how long they may take (default 240)",
+    )
     add("--kubeconfig", metavar="FILE", help="the cluster (default: the one this pod runs in)")
-    add("--log-format", choices=("text", "json"), default="text")
-    add("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    serving.add_log_arguments(found)
     return found
-
-
-class _Parser(argparse.ArgumentParser):
-    """Ends with 1 on a wrong command line, as every command here does."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(1, f"{self.prog}: {message} ({self.prog} --help shows how)\n")
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number of seconds")
-    return number
