@@ -29,7 +29,7 @@ help:
 demo: $(READY) tools  ## the whole story in the terminal, in a namespace of its own
 	@$(BIN)/python scripts/demo.py
 
-test: check unit flow kernel lab cluster  ## everything, from fast to slow: what continuous integration runs
+test: check unit flow kernel lab chart cluster  ## everything, from fast to slow: what continuous integration runs
 
 check: $(READY)  ## format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .
@@ -80,8 +80,10 @@ crds: $(READY)  ## write crds/ from the models, and the copies in the chart and 
 manifests: $(READY)  ## write config/ from the chart
 	$(BIN)/python -m scripts.manifests
 
-chart: $(READY)  ## the chart: lint, templates, values, RBAC, and what kustomize makes
-	$(PYTEST) tests/chart --session-timeout=600
+chart: $(READY)  ## the chart, config/ and the GitOps examples, on a real API server without nodes
+	@if [ "$$(id -u)" = 0 ]; then set -x; \
+	$(BIN)/python -m tests.cluster prepare && $(PYTEST) tests/chart --session-timeout=900; \
+	else $(call not-run,tests/chart as root); fi
 
 fuzz: $(READY)  ## the property tests, with many more random examples
 	$(PYTEST) tests/unit tests/flow -m hypothesis --hypothesis-profile=fuzz --timeout=3600
