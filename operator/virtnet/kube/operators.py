@@ -118,7 +118,11 @@ class Operator:
     async def _run_once(self, signals: Signals) -> None:
         others = _Others(_found_family())
         tasks = await kopf.spawn_tasks(
-            registry=self._registry(), settings=settings(self.finalizer, self.watches), clusterwide=True
+            registry=self._registry(),
+            settings=settings(self.finalizer, self.watches),
+            clusterwide=True,
+            # Only for peering, which is off; else kopf asks for the name of its user, and in a container nobody has one.
+            identity=self.finalizer,
         )
         _give_back(signals)
         self.obstacle = ""
@@ -234,7 +238,7 @@ class Muffle(logging.Filter):
     """Lets the same sentence pass once in `seconds`, whatever numbers are in it, and says how many were kept back.
 
     For a handler: it looks at `names` and what is below them. kopf says every failed attempt at level ERROR, and
-    whatever ends it with several tracebacks; the sentences say the same.
+    whatever ends it with several tracebacks, while the sentence says the same; those of our own handlers remain.
     """
 
     def __init__(self, names: Collection[str] = ("kopf", "aiohttp", __name__), seconds: float = 60.0) -> None:
@@ -245,7 +249,7 @@ class Muffle(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.name.startswith(self._names):
             return True
-        if record.levelno > logging.DEBUG:
+        if record.levelno > logging.DEBUG and record.name != "kopf.objects":
             record.exc_info = record.exc_text = None
         sentence = f"{record.name} {re.sub('[0-9]+', '#', record.getMessage())}"
         now = time.monotonic()
