@@ -52,7 +52,7 @@ def guarded(command: Callable[[], int]) -> int:
 def _dispatch(arguments: Sequence[str]) -> int:
     """The images have neither typer nor rich: what runs in them must not come near those."""
     if arguments[:1] == ["run"]:
-        _import_without_openssl()
+        import_without_openssl()
         from virtnet.cli import run
 
         return run.main(arguments[1:])
@@ -78,7 +78,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
     return typed(app, "virtnet", arguments)
 
 
-def _import_without_openssl() -> None:
+def import_without_openssl() -> None:
     """`run` speaks no TLS, and OpenSSL would be a tenth of its memory, only because asyncio, hashlib and hmac find it.
 
     They know a Python that was built without it, and None in sys.modules is how the import system is told that there

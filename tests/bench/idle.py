@@ -20,12 +20,17 @@ HOW = """\
 The agent runs on its own policy directory with its web site on, and has settled. Memory is read from
 /proc/PID/smaps_rollup (`proportional` shares out pages that other processes map as well), CPU time from the process's
 own clock, once a second. Beside it are processes that only import: nothing, the libraries that any such agent needs
-(asyncio, prometheus-client, PyYAML and the pydantic models), and all modules of `virtnet run`.
+(asyncio, PyYAML and the pydantic models), and all modules of `virtnet run`, imported in the way it does it.
 
 Start to first enforcement: from before the process is started until another process sees the first feature changed,
 and the last one. Beside it, a process that only imports the same modules and exits."""
-LIBRARIES = "import asyncio, prometheus_client, yaml, virtnet.kube.api"
-MODULES = "import virtnet.__main__, virtnet.cli.run, virtnet.cli.site"
+LIBRARIES = "import asyncio, yaml, virtnet.kube.api"
+MODULES = """\
+import gc
+from virtnet import __main__ as start
+gc.set_threshold(start.SELDOM)
+start.import_without_openssl()
+import virtnet.cli.run, virtnet.cli.site"""
 UNWANTED = ("typer", "rich", "kopf", "kubernetes", "pyroute2")
 TELL_MODULES = """\
 import pathlib, signal, sys

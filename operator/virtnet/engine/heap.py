@@ -12,17 +12,22 @@ YOUNG, MIDDLE, OLD = 100_000, 20, 50
 
 
 def settle() -> None:
-    """What is there now (modules, mostly) is never looked at again; collect rarely from here on."""
-    gc.collect()
-    gc.freeze()
+    """What is there now (modules, mostly) is not looked at again until `trim`; collect rarely from here on."""
+    if not gc.get_freeze_count():  # a second time, garbage of ours could be among it
+        gc.freeze()
     gc.set_threshold(YOUNG, MIDDLE, OLD)
 
 
 def trim() -> None:
-    """Give the pages that a peak left behind back to the kernel (malloc_trim(3); another libc may not have it)."""
+    """Collect what the start and a peak left behind, and give its pages back to the kernel.
+
+    malloc_trim(3); another libc may not have it. It comes late: a collection takes as long as a pass over many links.
+    """
     import ctypes  # long imported where this is called, and help needs none of it
 
+    gc.unfreeze()
     gc.collect()
+    gc.freeze()
     release = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if release is not None:
         release(0)
