@@ -82,7 +82,8 @@ def defined(tree: ast.Module) -> tuple[set[str], set[str]]:
     bound = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
     imported = {
         (alias.asname or alias.name).split(".")[0]
-        for node in tree.body
+        for statement in tree.body
+        for node in (statement.body if isinstance(statement, ast.With) else [statement])
         if isinstance(node, ast.Import | ast.ImportFrom)
         for alias in node.names
     }
