@@ -6,13 +6,13 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from prometheus_client.metrics_core import Metric
 
 from tests.chart import tools
 from tests.chart.tools import Helm, Object
 from virtnet.core import model
 from virtnet.core.model import Reason
 from virtnet.engine.metrics import Metrics
-from virtnet.engine.samples import Family
 from virtnet.kube import controller
 
 ON = [f"--set=metrics.{name}.enabled=true" for name in ("podMonitor", "prometheusRule", "dashboard")]
@@ -30,7 +30,7 @@ ALERTS = {
 OF_NO_NODE = {"VirtnetAgentDown", "VirtnetControllerDown", "VirtnetRolloutPaused"}
 
 
-def families() -> Iterator[Family]:
+def families() -> Iterator[Metric]:
     """All that an agent serves, and all that a controller does."""
     yield from Metrics().registry.collect()
     yield from controller.Metrics().registry.collect()

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 from virtnet import errors
 from virtnet.cli import logs, site
-from virtnet.engine import samples
+from virtnet.engine import exposition
 from virtnet.kube import informer, lease, operators
 from virtnet.kube.connection import Connection
 from virtnet.kube.controller import Controller
@@ -123,7 +123,7 @@ def pages(controller: Controller, right: Lease) -> site.Pages:
     return {
         "/healthz": lambda: site.said(*_healthy(controller, right)),
         "/readyz": lambda: site.said(*_ready(controller, right)),
-        "/metrics": lambda: (200, samples.CONTENT_TYPE, controller.metrics.registry.text()),
+        "/metrics": lambda: (200, exposition.CONTENT_TYPE, exposition.text(controller.metrics.registry)),
     }
 
 

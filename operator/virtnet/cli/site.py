@@ -11,7 +11,7 @@ import logging
 import socket
 from collections.abc import Callable, Mapping
 
-from virtnet.engine import samples
+from virtnet.engine import exposition
 from virtnet.engine.engine import Engine
 from virtnet.errors import UsageError
 
@@ -112,7 +112,7 @@ def pages(engine: Engine) -> Pages:
     return {
         "/healthz": lambda: said(*_healthy(engine)),
         "/readyz": lambda: said(*_ready(engine)),
-        "/metrics": lambda: (200, samples.CONTENT_TYPE, engine.metrics.registry.text()),
+        "/metrics": lambda: (200, exposition.CONTENT_TYPE, exposition.text(engine.metrics.registry)),
     }
 
 

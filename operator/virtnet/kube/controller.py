@@ -15,13 +15,13 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import NoReturn
 
 from virtnet import errors
 from virtnet.core.fleet import AgentFacts, Fleet, NodeFacts, StateFacts
-from virtnet.engine.samples import Counter, Family, Gauge, Histogram, Registry
+from virtnet.engine.exposition import Counter, Gauge, Histogram, Registry
 from virtnet.kube import events, sightings
 from virtnet.kube.connection import NODE_STATES, NODES, POLICIES, Connection, Object, Resource
 from virtnet.kube.events import Recorder
@@ -49,16 +49,26 @@ class Metrics:
     """What `/metrics` serves."""
 
     def __init__(self) -> None:
-        self.leads = Gauge("virtnet_controller_leads", "1 on the replica that works, 0 on one that stands by")
-        self.nodes = Gauge("virtnet_controller_nodes", "Nodes of the cluster")
-        self.policies = Gauge(
-            "virtnet_controller_policies", "Policies, by the status of their condition Ready", ["ready"]
+        self.registry = Registry(auto_describe=False)
+
+        def gauge(name: str, help: str, labels: Sequence[str] = ()) -> Gauge:
+            return Gauge(f"virtnet_controller_{name}", help, labels, registry=self.registry)
+
+        def counter(name: str, help: str) -> Counter:
+            return Counter(f"virtnet_controller_{name}_total", help, registry=self.registry)
+
+        self.leads = gauge("leads", "1 on the replica that works, 0 on one that stands by")
+        self.nodes = gauge("nodes", "Nodes of the cluster")
+        self.policies = gauge("policies", "Policies, by the status of their condition Ready", ["ready"])
+        self.paused = gauge("rollouts_paused", "Policies whose rollout is paused")
+        self.writes = counter("status_writes", "Written statuses of policies")
+        self.failures = counter("status_failures", "Statuses that could not be written")
+        self.looks = Histogram(
+            "virtnet_controller_look_seconds",
+            "Looks at one policy and all nodes",
+            buckets=LOOK_BUCKETS,
+            registry=self.registry,
         )
-        self.paused = Gauge("virtnet_controller_rollouts_paused", "Policies whose rollout is paused")
-        self.writes = Counter("virtnet_controller_status_writes", "Written statuses of policies")
-        self.failures = Counter("virtnet_controller_status_failures", "Statuses that could not be written")
-        self.looks = Histogram("virtnet_controller_look_seconds", "Looks at one policy and all nodes", LOOK_BUCKETS)
-        self.registry = Registry([family for family in vars(self).values() if isinstance(family, Family)])
 
 
 class Controller:
@@ -241,7 +251,8 @@ class Controller:
             conditions = {each["type"]: each["status"] for each in status.get("conditions") or ()}
             ready[conditions.get("Ready", "Unknown")] += 1
             paused += (status.get("rollout") or {}).get("paused") is True
-        self.metrics.policies.replace(ready)
+        for answer, count in ready.items():
+            self.metrics.policies.labels(answer).set(count)
         self.metrics.paused.set(paused)
         self.metrics.nodes.set(len(self._nodes.found))
 
