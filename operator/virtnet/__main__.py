@@ -72,6 +72,7 @@ def _dispatch(arguments: Sequence[str]) -> int:
         from virtnet.cli import quick
 
         if command := quick.command(arguments):
+            import_without_openssl()
             return command()
     from virtnet.cli.app import app
 
@@ -79,7 +80,8 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
 
 def import_without_openssl() -> None:
-    """`run` speaks no TLS, and OpenSSL would be a tenth of its memory, only because asyncio, hashlib and hmac find it.
+    """Without a cluster nothing speaks TLS, and OpenSSL would be a tenth of an agent's memory, only because asyncio,
+    hashlib and hmac find it.
 
     They know a Python that was built without it, and None in sys.modules is how the import system is told that there
     is no such module. Whoever imports ssl later gets it.
