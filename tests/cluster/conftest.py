@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from tests.cluster.nodes import Picture
 from tests.cluster.sandbox import wait_until
 
 KEEP = "VIRTNET_CLUSTER_KEEP"
-"""Environment: 1 leaves the cluster as it is at the end, for a look at it. `make cluster-down CLUSTER=test` ends it."""
+"""Environment: 1 leaves the cluster as it is at the end, for a look at it, and takes over one that is left from before,
+with new images and the chart as it is now. `make cluster-down CLUSTER=test` ends it."""
 RESTORED_SECONDS = 30
 TEST_SECONDS = 300
 """For one story; the first one of a session also waits for the cluster and the chart."""
@@ -32,12 +34,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def cluster() -> Iterator[Cluster]:
     """Three nodes, Ready, that know the images; nothing is installed."""
     one = Cluster(os.environ.get("VIRTNET_CLUSTER", "test"))
+    keep = os.environ.get(KEEP) == "1"
     try:
-        one.up(nodes=3)
+        if not keep or one.control.sandbox.init is None:
+            one.up(nodes=3)
         one.load(*images.TARGETS)
         yield one
     finally:
-        if os.environ.get(KEEP) != "1":
+        if not keep:
             one.down()
 
 
@@ -45,7 +49,10 @@ def cluster() -> Iterator[Cluster]:
 def installed(cluster: Cluster) -> Operator:
     """The chart, installed from nothing by helm 4, waited for as an administrator waits. No policy is there."""
     found = Operator(cluster)
-    found.install()
+    if found.is_installed():
+        found.upgrade(f"--set=agent.podAnnotations.at={time.time()},controller.podAnnotations.at={time.time()}")
+    else:
+        found.install()
     return found
 
 

@@ -32,6 +32,7 @@ SLIM = (
 )
 SECONDS = 1200
 MOST_STEPS = 150
+KEPT = 4
 
 
 def directory() -> Path:
@@ -66,9 +67,8 @@ def build(target: str) -> Path:
             _forget_old_steps()
             print(f"building the image of the {target}", file=sys.stderr, flush=True)
             _bud(target)
-            for old in directory().glob(f"virtnet-{target}-*.tar"):
-                old.unlink()
             _save(name(target), archive)
+            _forget_old_archives(target)
     return archive
 
 
@@ -83,6 +83,13 @@ def _bud(target: str) -> None:
             *("--volume", f"{configuration}:/etc/pip.conf:ro"),
             str(ROOT),
         )
+
+
+def _forget_old_archives(target: str) -> None:
+    """But for the newest ones: another cluster may be about to take one."""
+    archives = sorted(directory().glob(f"virtnet-{target}-*.tar"), key=lambda path: path.stat().st_mtime)
+    for old in archives[:-KEPT]:
+        old.unlink()
 
 
 def _forget_old_steps() -> None:

@@ -55,6 +55,9 @@ class Operator:
             version=version,
         )
 
+    def is_installed(self, version: int = 4) -> bool:
+        return bool(self.cluster.helm("list", f"--namespace={NAMESPACE}", "--short", version=version).strip())
+
     def upgrade(self, *words: str, version: int = 4) -> str:
         return self.cluster.helm(
             *("upgrade", RELEASE, CHART, f"--namespace={NAMESPACE}", "--wait", "--timeout=180s", *IMAGES, *words),
