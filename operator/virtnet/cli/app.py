@@ -135,7 +135,7 @@ def agent(context: typer.Context) -> None:
     context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
 )
 def controller(context: typer.Context) -> None:
-    """Sum up what all nodes of a cluster report, and lead rollouts."""
+    """Sum up the nodes of a cluster, and lead rollouts."""
     from virtnet.cli import controller as of_a_cluster
 
     _leave(of_a_cluster.main(context.args))
@@ -218,7 +218,7 @@ def qemu_args(
 ) -> None:
     """Print -netdev and -device of a NIC as asked.
 
-    For a QEMU without libvirt. Neither the host nor the tap is read: a match on what is not given here is taken to hold.
+    For a QEMU without libvirt. Neither the host nor the tap is read: a match on what is not given is taken to hold.
     """
     from virtnet.cli import qemu_args as command
 
