@@ -131,7 +131,7 @@ def fleet_of_three(served: Served) -> Served:
             "lan",
             *conditions,
             generation=2,
-            nodes={"matched": 4, "ready": 2, "blocked": 2},
+            nodes={"matched": 4, "admitted": 1, "ready": 2, "blocked": 2},
             rollout={"generation": 2, "admitted": HALF, "paused": True, "reason": "node1: eth0 mtu: no"},
             problems=[problem],
         ),
@@ -152,7 +152,7 @@ def test_status_shows_policies_nodes_and_agents_on_one_sheet(
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines == [
         "POLICIES",
-        "lan Stalled Enforce 2 of 4 nodes 2 blocked generation 2 50 %, paused paused: node1 fails",
+        "lan Stalled Enforce 2 of 4 nodes 2 blocked generation 2 admitted on 1 of 4, paused paused: node1 fails",
         "",
         "NODES",
         "node1 Not ready 1 policy 1 blocked vhost_net Loaded 0.1.0 1 setting fails",
@@ -237,7 +237,7 @@ def test_why_names_everything_that_stands_in_the_way_the_worst_first(
     out = capsys.readouterr().out
     headings = [line for line in out.splitlines() if line and not line.startswith(" ")]
     assert headings == [
-        "lan  Stalled  generation 2 50 %, paused",
+        "lan  Stalled  generation 2 admitted on 1 of 4, paused",
         "CONDITIONS",
         "ROLLOUT",
         "WAITS FOR ADMISSION",
@@ -245,7 +245,7 @@ def test_why_names_everything_that_stands_in_the_way_the_worst_first(
         "node1",
         "node2, node3",
     ]
-    assert "  node1, node3\n" in out
+    assert "  node1, node3, 1 node without any generation of it\n" in out
     assert "node4  AgentDown  no agent reports from this node" in out
 
 

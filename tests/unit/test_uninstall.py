@@ -41,10 +41,11 @@ def on_a_server(tmp_path: Path, story: Story) -> None:
     asyncio.run(told())
 
 
-def state(name: str, *, released: str = "", message: str = "") -> Object:
+def state(name: str, *, released: str = "", reason: str = "Releasing", left: str = "") -> Object:
     """A node state; `released` is the condition's status, "" when the agent has never spoken of it."""
-    condition = {"type": "Released", "status": released, "reason": "Releasing", "message": message}
-    return {"metadata": {"name": name}, "status": {"conditions": [condition] if released else []}}
+    condition = {"type": "Released", "status": released, "reason": reason, "message": "being put back"}
+    settings = [{"subject": "link/eth0", "setting": "uplink.offloads.tso", "message": left}] if left else []
+    return {"metadata": {"name": name}, "status": {"conditions": [condition] if released else [], "settings": settings}}
 
 
 def put(server: ApiServer, one: Object) -> None:
@@ -90,15 +91,17 @@ def test_nodes_that_do_not_answer_are_named_with_what_their_agents_say_and_nothi
     async def story(server: ApiServer, connection: Connection) -> None:
         put(server, state("good"))
         put(server, state("silent"))
-        put(server, state("failing", released="False", message="eth0 tso: the driver said no"))
+        put(server, state("failing", released="False", left="the driver said no"))
+        put(server, state("hung", released="False", reason="NotReleased"))
         answering = asyncio.create_task(answer(server, "good"))
         laggards = await uninstall.release(connection, seconds=0.5)
         await answering
         assert [str(laggard) for laggard in laggards] == [
-            "failing: Releasing: eth0 tso: the driver said no",
-            "silent: no answer: is its agent running?",
+            "failing: being put back; link/eth0 uplink.offloads.tso: the driver said no",
+            "hung: its agent has not taken it up: is it running?",
+            "silent: its agent has not taken it up: is it running?",
         ]
-        assert names(server) == ["failing", "good", "silent"]
+        assert names(server) == ["failing", "good", "hung", "silent"]
         assert server.count("DELETE") == 0
 
     on_a_server(tmp_path, story)

@@ -76,6 +76,14 @@ def waiting(policy: Object, states: Iterable[Object]) -> list[str]:
     return [node for node, entry in found if entry and entry.get("generation", newest) < newest]
 
 
+def _waiting(policy: Object, behind: Sequence[str]) -> str:
+    """Who waits for its turn; nodes that never had a generation of the policy report nothing, so they are counted."""
+    nodes = status(policy).get("nodes") or {}
+    others = nodes.get("matched", 0) - nodes.get("admitted", 0) - len(behind)
+    unnamed = f"{tables.count(others, 'node')} without any generation of it" if others > 0 else ""
+    return ", ".join(part for part in (few(behind), unnamed) if part)
+
+
 def findings(policy: str, states: Iterable[Object]) -> list[Finding]:
     """What stands in the policy's way, failing before settled, then by the number of nodes that say the same."""
     nodes: dict[Row, list[str]] = {}
@@ -164,12 +172,12 @@ def _message(one: Object) -> str:
 
 
 def rollout(policy: Object) -> str:
-    """How far the newest generation has come: the admitted share of all nodes, present and future."""
-    found = status(policy).get("rollout") or {}
+    """How far the newest generation has come."""
+    found, nodes = status(policy).get("rollout") or {}, status(policy).get("nodes") or {}
     if "generation" not in found:
         return ""
-    admitted = found.get("admitted", 0)
-    share = "everywhere" if admitted >= EVERYBODY else f"{100 * admitted / EVERYBODY:.0f} %"
+    everywhere = found.get("admitted", 0) >= EVERYBODY
+    share = "everywhere" if everywhere else f"admitted on {nodes.get('admitted', 0)} of {nodes.get('matched', 0)}"
     return f"generation {found['generation']} {share}" + (", paused" if found.get("paused") else "")
 
 
@@ -183,10 +191,16 @@ def _node_line(state: Object) -> list[Text]:
         verdict(state),
         text(tables.count(counts.get("policies", 0), "policy", "policies")),
         text(f"{counts.get('blocked', 0)} blocked", SETTLED if counts.get("blocked") else QUIET),
-        text(f"vhost_net {(found.get('vhost') or {}).get('module', 'unknown')}", QUIET),
+        text(_vhost(found), QUIET),
         text((found.get("agent") or {}).get("version", "")),
         text(message, SETTLED if held.get("status") == "True" else QUIET),
     ]
+
+
+def _vhost(found: Mapping[str, Any]) -> str:
+    """Nothing where no policy asks for the module: then nobody has looked."""
+    module = (found.get("vhost") or {}).get("module")
+    return f"vhost_net {module}" if module else ""
 
 
 def _agent_lines(pods: Sequence[Object]) -> Iterator[list[Text]]:
@@ -250,17 +264,25 @@ def show_why(console: Console, policy: Object, states: Sequence[Object]) -> None
     reason = (status(policy).get("rollout") or {}).get("reason")
     if reason:
         _headed(console, "ROLLOUT", [[text(reason, BAD)]])
-    behind = waiting(policy, states)
+    behind = _waiting(policy, waiting(policy, states))
     if behind:
-        _headed(console, "WAITS FOR ADMISSION", [[text(few(behind))]])
+        _headed(console, "WAITS FOR ADMISSION", [[text(behind)]])
     found = findings(remote.name(policy), states)
     others = unexplained(policy, found)
     if others:
         _headed(console, "NODES THAT DO NOT SAY", [_problem_line(each) for each in others])
-    for one in found:
-        tables.show_reasons(console, few(one.nodes), [one.row])
+    for nodes, their in _by_nodes(found).items():
+        tables.show_reasons(console, few(nodes), their)
     if not (found or others or behind or reason):
         console.print(text("Nothing stands in its way.", GOOD))
+
+
+def _by_nodes(found: Iterable[Finding]) -> dict[tuple[str, ...], list[Row]]:
+    """What the same nodes say, together; in the order of the worst."""
+    together: dict[tuple[str, ...], list[Row]] = {}
+    for one in found:
+        together.setdefault(one.nodes, []).append(one.row)
+    return together
 
 
 def few(nodes: Sequence[str]) -> str:

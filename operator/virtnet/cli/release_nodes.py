@@ -29,8 +29,8 @@ def main(argv: Sequence[str]) -> int:
         log.error("not released: %s", laggard)
     if laggards:
         log.error(
-            "%d nodes are not released after %g s; nothing was deleted. Call it again when they are, or leave their "
-            "hosts as they are: helm uninstall --no-hooks",
+            "not released: %d in all, after %g s; no node state was deleted. Call it again when they can answer, or "
+            "leave their hosts as they are: helm uninstall --no-hooks",
             len(laggards),
             arguments.timeout,
         )

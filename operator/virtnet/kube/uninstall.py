@@ -21,6 +21,9 @@ RELEASE = "virtnet.dev/release"
 """The annotation of a node state by which its agent is asked; any value but the empty one."""
 ASKED = {"metadata": {"annotations": {RELEASE: "true"}}}
 
+NOT_TAKEN_UP = "NotReleased"
+"""The reason of the condition Released while an agent enforces (`report.node_state`)."""
+
 PAUSE_SECONDS = 1.0
 SHARE = 0.2
 """Of the time at most, that is spent listing: with thousands of nodes a look takes its time."""
@@ -107,11 +110,15 @@ def _why_not_released(state: Object) -> str:
     """What the agent says of its release; "" when it is done. A node that was not asked before has no answer yet."""
     if not _is_asked(state):
         return "was only just asked"
-    conditions = {each["type"]: each for each in (state.get("status") or {}).get("conditions") or ()}
-    released = conditions.get("Released")
-    if released is None:
-        return "no answer: is its agent running?"
-    return "" if released["status"] == "True" else f"{released['reason']}: {released['message']}"
+    status = state.get("status") or {}
+    conditions = {each["type"]: each for each in status.get("conditions") or ()}
+    released = conditions.get("Released", {"status": "Unknown", "reason": NOT_TAKEN_UP})
+    if released["status"] == "True":
+        return ""
+    if released["reason"] == NOT_TAKEN_UP:
+        return "its agent has not taken it up: is it running?"
+    left = [f"{each['subject']} {each['setting']}: {each.get('message', '')}" for each in status.get("settings") or ()]
+    return "; ".join([released["message"], *left[:1]])
 
 
 def _name(state: Object) -> str:
