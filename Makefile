@@ -13,6 +13,8 @@ NODES ?= 3
 CLUSTER ?= dev
 
 TOOLS := ethtool:ethtool ip:iproute2 modprobe:kmod ps:procps unshare:util-linux
+GUEST_TOOLS := /usr/share/libvirt/schemas/domain.rng:libvirt0 virsh:libvirt-clients qemu-system-x86_64:qemu-system-x86 \
+	'/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu'
 
 # Nothing is left out quietly: what this machine cannot run fails, unless VIRTNET_ALLOW_SKIPS names it.
 not-run = case ";$$VIRTNET_ALLOW_SKIPS;" in \
@@ -21,7 +23,7 @@ not-run = case ";$$VIRTNET_ALLOW_SKIPS;" in \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check unit flow kernel kernel-as-root kernel-as-user lab cluster cluster-up cluster-load cluster-down bench crds manifests chart fuzz tools clean
+.PHONY: help demo test check unit flow kernel kernel-as-root kernel-as-user guests lab cluster cluster-up cluster-load cluster-down bench crds manifests chart fuzz tools clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -29,7 +31,7 @@ help:
 demo: $(READY) tools  ## the whole story in the terminal, in a namespace of its own
 	@$(BIN)/python scripts/demo.py
 
-test: check unit flow kernel lab chart cluster  ## everything, from fast to slow: what continuous integration runs
+test: check unit flow kernel guests lab chart cluster  ## everything, from fast to slow: what continuous integration runs
 
 check: $(READY)  ## format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .
@@ -53,6 +55,10 @@ kernel-as-user: $(READY) tools
 	@if scripts/as-plain-user true; then set -x; \
 	scripts/as-plain-user $(PYTEST) tests/kernel --session-timeout=600 -p no:cacheprovider; \
 	else $(call not-run,tests/kernel as a plain user); fi
+
+guests: $(READY) tools  ## what libvirt and QEMU themselves say: schema, definitions, a QEMU that is started
+	@if [ "$$(id -u)" = 0 ]; then set -x; scripts/need $(GUEST_TOOLS) && $(PYTEST) tests/guests --session-timeout=600; \
+	else $(call not-run,tests/guests as root); fi
 
 lab: $(READY)  ## vhost_net, bonds, vlans and a guest, in a virtual machine with Debian's kernel
 	$(BIN)/python -m tests.lab
@@ -86,7 +92,8 @@ chart: $(READY)  ## the chart, config/ and the GitOps examples, on a real API se
 	else $(call not-run,tests/chart as root); fi
 
 fuzz: $(READY)  ## the property tests, with many more random examples
-	$(PYTEST) tests/unit tests/flow -m hypothesis --hypothesis-profile=fuzz --timeout=3600
+	scripts/need $(GUEST_TOOLS)
+	$(PYTEST) tests/unit tests/flow tests/guests/test_fuzz.py -m hypothesis --hypothesis-profile=fuzz --timeout=7200
 
 tools:
 	@scripts/need $(TOOLS)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -82,3 +84,18 @@ def test_what_contradicts_itself_in_one_policy_is_what_contradicts_itself_betwee
         except ValueError:
             refused = True
         assert refused, path
+
+
+def test_the_documented_table_of_fields_is_the_one_of_the_code() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "guests.md").read_text()
+    documented = {
+        path: (place, since, qemu)
+        for path, place, since, qemu in re.findall(r"^\| `(\S+)` \| `(\S+?)`.* \| ([\d.]+) \| (.*) \|$", text, re.M)
+    }
+    assert set(documented) == set(domain_xml.SETTINGS)
+    for path, place in domain_xml.SETTINGS.items():
+        written = "/".join(place.path) + (f"/@{place.attribute}" if place.attribute else "")
+        assert documented[path][:2] == (written, place.since)
+    for path, about in qemu_args.PROPERTIES.items():
+        shown = f"`{about.name}`" + (f" ({about.since})" if about.since else "")
+        assert documented[path][2].partition(":")[0] == shown
