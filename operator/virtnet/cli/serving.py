@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from virtnet import __version__, errors
 from virtnet.core import report
-from virtnet.engine.engine import Engine, OnStatus, Options, timestamp
+from virtnet.engine.engine import Engine, Options, timestamp
 from virtnet.engine.fights import Thresholds
 from virtnet.engine.workplace import STATUS, Workplace
 from virtnet.host.exits import Exits
@@ -90,16 +90,10 @@ def engine_options(arguments: argparse.Namespace) -> Options:
 
 
 @contextlib.contextmanager
-def engine_at(place: Workplace, options: Options, also: OnStatus | None = None) -> Iterator[Engine]:
-    """An engine for an open place, not running yet. Its status goes to STATE_DIR/state.json, and to `also`."""
+def engine_at(place: Workplace, options: Options) -> Iterator[Engine]:
+    """An engine for an open place, not running yet. Its status goes to STATE_DIR/state.json."""
     assert place.state is not None
     assert place.ledger is not None
-
-    def tell(status: Mapping[str, Any]) -> None:
-        write_status(place, status)
-        if also is not None:
-            also(status)
-
     for notice in place.notices:
         log.warning(notice)
     with contextlib.closing(place.host.monitor()) as monitor:
@@ -112,7 +106,7 @@ def engine_at(place: Workplace, options: Options, also: OnStatus | None = None) 
             place.node,
             options=options,
             agent={"version": __version__, "bootID": place.host.identity().boot_id},
-            on_status=tell,
+            on_status=lambda status: write_status(place, status),
             earlier=place.status(),
         )
         with contextlib.closing(Exits(lambda: engine.wake("a user of a module ended"))) as exits:
@@ -120,7 +114,7 @@ def engine_at(place: Workplace, options: Options, also: OnStatus | None = None) 
             try:
                 yield engine
             except errors.Gone as error:
-                tell(report.lost(engine.status or {}, str(error), timestamp()))
+                write_status(place, report.lost(engine.status or {}, str(error), timestamp()))
                 raise
 
 

@@ -184,7 +184,8 @@ class Admission:
 
 def _version(document: Document) -> Version:
     metadata = document["metadata"]
-    ours = ((key, value) for key, value in (metadata.get("annotations") or {}).items() if key.startswith(f"{api.GROUP}/"))
+    annotations = metadata.get("annotations") or {}
+    ours = ((key, value) for key, value in annotations.items() if key.startswith(f"{api.GROUP}/"))
     return Version(
         metadata.get("uid", ""),
         metadata.get("generation", 0),

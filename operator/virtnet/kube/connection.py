@@ -58,7 +58,8 @@ POLICIES = Resource("virtnet.dev", "v1alpha1", "virtionetworkpolicies", "VirtioN
 NODE_STATES = Resource("virtnet.dev", "v1alpha1", "virtionetworknodestates", "VirtioNetworkNodeState")
 NODES = Resource("", "v1", "nodes", "Node")
 
-OnList = Callable[[str], None]
+OnAnswer = Callable[[str, bool, int], None]
+"""Told the path, whether it was a watch, and the status of the answer."""
 
 
 class Connection:
@@ -68,8 +69,8 @@ class Connection:
         self.server = server
         self.requests = 0
         """How many were sent, kopf's among them."""
-        self.on_list: OnList | None = None
-        """Called with the path of each list that kopf has got: it tells nobody else when it begins anew."""
+        self.on_answer: OnAnswer | None = None
+        """Told of each list and watch that kopf got an answer to: it tells nobody else when it begins anew."""
         self._connector: aiohttp.TCPConnector | None = None
         self._session: aiohttp.ClientSession | None = None
         self._lent: list[aiohttp.ClientSession] = []
@@ -91,7 +92,7 @@ class Connection:
             if session.closed:
                 raise RuntimeError("Session is closed")  # as aiohttp says it, and kopf understands it
             response = await send(request)
-            self._notice_list(request, response)
+            self._notice(request, response)
             return response
 
         session = self._new_session(paced, self._identified)
@@ -136,9 +137,9 @@ class Connection:
             spread = pace.SPREAD if watch else 0.0
             await asyncio.sleep(self._pace.wait((request.url.path, watch), spread=spread))
 
-    def _notice_list(self, request: aiohttp.ClientRequest, response: aiohttp.ClientResponse) -> None:
-        if self.on_list is not None and request.method == "GET" and not _is_watch(request) and response.ok:
-            self.on_list(request.url.path)
+    def _notice(self, request: aiohttp.ClientRequest, response: aiohttp.ClientResponse) -> None:
+        if self.on_answer is not None and request.method == "GET":
+            self.on_answer(request.url.path, _is_watch(request), response.status)
 
     # --- requests ---
 

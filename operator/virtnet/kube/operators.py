@@ -16,6 +16,7 @@ import re
 import signal
 import threading
 import time
+import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from typing import Any, NamedTuple, NoReturn
@@ -121,8 +122,8 @@ class Operator:
             registry=self._registry(),
             settings=settings(self.finalizer, self.watches),
             clusterwide=True,
-            # Only for peering, which is off; else kopf asks for the name of its user, and in a container nobody has one.
-            identity=self.finalizer,
+            # For peering, which is off; else kopf asks for the name of its user, and in a container nobody has one.
+            identity=typing.cast(Any, self.finalizer),
         )
         _give_back(signals)
         self.obstacle = ""
@@ -249,9 +250,9 @@ class Muffle(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.name.startswith(self._names):
             return True
-        if record.levelno > logging.DEBUG and record.name != "kopf.objects":
-            record.exc_info = record.exc_text = None
-        sentence = f"{record.name} {re.sub('[0-9]+', '#', record.getMessage())}"
+        message = _shortened(record)
+        # Which address it was is no other trouble.
+        sentence = f"{record.name} {re.sub('[0-9]+', '#', message.partition('http')[0])}"
         now = time.monotonic()
         since, kept_back = self._said.get(sentence, (-self._seconds, 0))
         if now - since < self._seconds:
@@ -259,6 +260,17 @@ class Muffle(logging.Filter):
             return False
         self._said = {known: entry for known, entry in self._said.items() if now - entry[0] < self._seconds}
         self._said[sentence] = (now, 0)
-        if kept_back:
-            record.msg, record.args = f"{record.getMessage()} (and {kept_back} times before)", None
+        more = f" (and {kept_back} times before)" if kept_back else ""
+        record.msg, record.args = message + more, None
         return True
+
+
+LONGEST_MESSAGE = 300
+
+
+def _shortened(record: logging.LogRecord) -> str:
+    """The message in a bearable length, and the traceback taken away unless it is of our own handlers."""
+    if record.levelno > logging.DEBUG and record.name != "kopf.objects":
+        record.exc_info = record.exc_text = None
+    message = record.getMessage()
+    return message if len(message) <= LONGEST_MESSAGE else message[: LONGEST_MESSAGE - 1] + "…"

@@ -153,7 +153,7 @@ class Publisher:
         return difference(wanted, stored)
 
     async def _write(self) -> None:
-        """The object and its owner when that is not as it should be, then its status. A state that went is made anew."""
+        """The object and its owner when that is not as it should be, then its status. A state that went is remade."""
         if not self._is_owned():
             owner = {"apiVersion": NODES.api_version, "kind": NODES.kind, "name": self.node, "uid": self._owner}
             await self._apply({"metadata": {"name": self.node, "ownerReferences": [owner]}})
