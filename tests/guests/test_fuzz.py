@@ -21,8 +21,8 @@ from virtnet.core import domain_xml
 from virtnet.core.model import Policy
 from virtnet.kube import api
 
-MANY = settings(max_examples=15 * settings().max_examples)
-"""1,500 each in an ordinary run, 75,000 in `make fuzz`."""
+MANY = settings(max_examples=10 * settings().max_examples)
+"""1,000 each in an ordinary run, 50,000 in `make fuzz`."""
 
 XPATHS = {
     "vhost.mode": "driver/@name",

@@ -210,10 +210,17 @@ def test_an_element_is_filled_however_it_is_written(before: str, after: str) -> 
         ("<tune><sndbuf/></tune>", "<tune><sndbuf>0</sndbuf></tune>"),
         ("<tune><sndbuf> 0\n</sndbuf></tune>", "<tune><sndbuf> 0\n</sndbuf></tune>"),
         ("<tune><sndbuf>16<!-- b -->00</sndbuf></tune>", "<tune><sndbuf>0<!-- b --></sndbuf></tune>"),
+        ("<tune><sndbuf><?why so?>1600</sndbuf></tune>", "<tune><sndbuf>0<?why so?></sndbuf></tune>"),
     ],
 )
 def test_the_send_buffer_is_a_text(before: str, after: str) -> None:
     assert changed(BR0 + VIRTIO + before, policy(nic={"sndbuf": 0})) == BR0 + VIRTIO + after
+
+
+def test_a_nic_in_the_metadata_is_none() -> None:
+    copy = b"<metadata><devices>" + nic(BR0 + VIRTIO).encode() + b"</devices></metadata></domain>"
+    document = domain().replace(b"</domain>", copy)
+    assert domain_xml.change(document, [policy(nic={"queues": 2})]).document == document
 
 
 def test_elements_of_another_namespace_are_not_ours() -> None:
@@ -305,6 +312,12 @@ def test_policies_merge_and_the_loser_is_told_who_won() -> None:
     (row,) = result.blocked
     assert (row.policy, row.setting, row.reason) == ("low", "guest.nic.queues", Reason.OVERRIDDEN_BY)
     assert (row.wanted, row.actual, row.message) == (2, 4, "policy high wants 4")
+
+
+def test_two_policies_that_want_the_same_do_not_compete() -> None:
+    document = domain(nic(BR0 + VIRTIO))
+    result = domain_xml.change(document, [policy("b", nic={"queues": 2}), policy("a", nic={"queues": 2})])
+    assert ([row.policy for row in result.changes], result.blocked) == (["a"], ())
 
 
 @pytest.mark.parametrize(

@@ -193,18 +193,33 @@ def _written(key: str, value: str, mark: bytes) -> bytes:
 
 
 def set_attributes(document: bytes, element: Element, values: Mapping[str, str], mark: bytes) -> list[Edit]:
-    """Write these values: in place where the attribute is there, else behind the last one. Equal ones stay."""
+    """Write these values: in place where the attribute is there, else behind the last one."""
     edits = []
     left = dict(values)
     end = _after_name(document, element.start)
     while found := _ATTRIBUTE.match(document, end):
         end, key = found.end(), found[1].decode()
         value = left.pop(key, None)
-        if value is not None and value != element.attributes[key]:
+        if value is not None:
             edits.append(Edit(found.start(2) + 1, found.end(2) - 1, value.encode()))
     if left:
         edits.append(Edit(end, end, b"".join(_written(key, value, mark) for key, value in left.items())))
     return edits
+
+
+def remove_attribute(document: bytes, element: Element, name: str) -> list[Edit]:
+    """Take an attribute out, with the blanks before it. Removing the absent is success."""
+    end = _after_name(document, element.start)
+    while found := _ATTRIBUTE.match(document, end):
+        if found[1].decode() == name:
+            return [Edit(end, found.end(), b"")]
+        end = found.end()
+    return []
+
+
+def remove(document: bytes, element: Element) -> Edit:
+    """Take an element out, with the blanks before it on its line."""
+    return Edit(element.start - len(indent(document, element)), element.end, b"")
 
 
 def set_text(document: bytes, element: Element, text: str) -> Edit:
