@@ -173,7 +173,7 @@ class Cluster:
         )
 
 
-def condition(thing: Object, kind: str) -> str:
-    """The status of a condition; "" when there is none."""
+def condition(thing: Object, kind: str, field: str = "status") -> str:
+    """A field of a condition; "" when there is none."""
     conditions = thing.get("status", {}).get("conditions", [])
-    return next((str(found["status"]) for found in conditions if found["type"] == kind), "")
+    return next((str(found[field]) for found in conditions if found["type"] == kind), "")

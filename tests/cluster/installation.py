@@ -51,7 +51,7 @@ class Operator:
         """`helm install --wait`, as the README says."""
         return self.cluster.helm(
             *("install", RELEASE, CHART, f"--namespace={NAMESPACE}", "--create-namespace", "--wait"),
-            *("--timeout=120s", *IMAGES, *words),
+            *("--timeout=60s", *IMAGES, *words),
             version=version,
         )
 
@@ -99,17 +99,25 @@ class Operator:
         """The VirtioNetworkNodeState of a node; None when there is none."""
         return self.cluster.object("vnns", node.name)
 
-    def wait_condition(self, name: str, kind: str, status: str, seconds: float = 30) -> Any:
-        """The policy, once its condition is so for its newest generation."""
+    def wait_condition(self, name: str, kind: str, status: str, reason: str = "", seconds: float = 30) -> Any:
+        """The policy, once its condition is so (for this reason, where one is given) for its newest generation."""
+
+        def is_so(found: Any) -> bool:
+            return condition(found, kind) == status and reason in ("", condition(found, kind, "reason"))
+
+        return self.wait_status(name, f"{kind}={status} {reason}", is_so, seconds)
+
+    def wait_status(self, name: str, what: str, is_so: Callable[[Any], bool], seconds: float = 30) -> Any:
+        """The policy, once it is so, as its controller sees its newest generation."""
         found: dict[str, Any] = {}
 
-        def is_so() -> bool:
+        def holds() -> bool:
             found.update(self.get(name))
             newest = found.get("status", {}).get("observedGeneration") == found["metadata"]["generation"]
-            return newest and condition(found, kind) == status
+            return newest and is_so(found)
 
         try:
-            wait_until(f"{name} is {kind}={status}", is_so, seconds, 0.3)
+            wait_until(f"{name} is {what}", holds, seconds, 0.3)
         except AssertionError as error:
             raise AssertionError(f"{error}: {found.get('status')}") from error
         return found

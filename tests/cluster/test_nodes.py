@@ -92,7 +92,7 @@ def test_a_node_that_dies_is_unknown_and_keeps_no_rollout_waiting(virtnet: Opera
     dead, *others = virtnet.cluster.nodes
     dead.sandbox.stop("kubelet")
     try:
-        virtnet.wait_condition("lan", "Ready", "Unknown", 60)
+        virtnet.wait_condition("lan", "Ready", "Unknown", "AgentDown", 60)
         virtnet.apply(uplink("lan", steps, tso=True))
         wait_until("the others have it", lambda: all(node.feature(UPLINK, TSO) for node in others), 60, 0.3)
     finally:

@@ -96,7 +96,7 @@ def test_an_agent_that_crashes_is_told_and_never_counted_as_ready(virtnet: Opera
     node.sandbox.stop("kubelet")  # nobody starts the agent again
     try:
         node.run("sh", "-c", "kill -9 $(pidof -x virtnet)")
-        found = virtnet.wait_condition("lan", "Ready", "Unknown", 60)
+        found = virtnet.wait_condition("lan", "Ready", "Unknown", "AgentDown", 60)
         assert found["status"]["problems"][0]["reason"] == "AgentDown"
         assert found["status"]["problems"][0]["node"] == node.name
     finally:
