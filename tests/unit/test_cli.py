@@ -16,10 +16,10 @@ from virtnet.__main__ import main
 
 SOURCES = Path(__file__).parents[2] / "operator"
 COMMANDS = (
-    *("inspect", "plan", "apply", "run", "agent", "controller", "release-nodes", "release", "hold", "unhold"),
+    *("inspect", "path", "plan", "apply", "run", "agent", "controller", "release-nodes", "release", "hold", "unhold"),
     *("domain-xml", "qemu-args", "crds", "version"),
 )
-TOUCHES_A_HOST = ("inspect", "plan", "apply", "release", "hold", "unhold")
+TOUCHES_A_HOST = ("inspect", "path", "plan", "apply", "release", "hold", "unhold")
 GOOD = """\
 apiVersion: virtnet.dev/v1alpha1
 kind: VirtioNetworkPolicy

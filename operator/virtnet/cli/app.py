@@ -8,7 +8,19 @@ from typing import Annotated
 import typer
 
 from virtnet.cli import where
-from virtnet.cli.options import Files, Form, Format, LinkName, Netns, NodeLabels, NodeName, QemuForm, State
+from virtnet.cli.options import (
+    Files,
+    Form,
+    Format,
+    LinkName,
+    Netns,
+    NodeLabels,
+    NodeName,
+    PathForm,
+    PathFormat,
+    QemuForm,
+    State,
+)
 from virtnet.cli.terminal import Output
 
 app = typer.Typer(
@@ -64,6 +76,31 @@ def inspect(
 
     place = where.where(netns, state_dir, node_name, node_label)
     _leave(inspecting.run(policies or (), place, output))
+
+
+@app.command()
+def path(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[DOMAIN|TAP|MAC]", help="A running guest, a tap or a NIC; default: all.")
+    ] = None,
+    policies: Annotated[
+        list[str] | None,
+        typer.Option("--policies", metavar="FILE", help="Compare with these; default: those the agent enforces."),
+    ] = None,
+    netns: Netns = None,
+    state_dir: State = None,
+    node_name: NodeName = None,
+    node_label: NodeLabels = None,
+    output: PathFormat = PathForm.TABLE,
+) -> None:
+    """Show the whole path of a guest's NIC, hop by hop.
+
+    Guest NIC, QEMU, vhost, tap, bridge, uplink: what is wanted, configured and in effect, and the first hop that
+    breaks the wish.
+    """
+    from virtnet.cli import path as command
+
+    _leave(command.run(name, policies or (), where.where(netns, state_dir, node_name, node_label), output))
 
 
 @app.command()

@@ -31,7 +31,7 @@ LISTS = ("uplinks", "bridges", "taps")
 
 
 @frozen
-class _Found:
+class Found:
     """All that one call found out. `rows` None: no policy is known."""
 
     state: HostState
@@ -48,7 +48,7 @@ def run(files: Sequence[str], place: Where, output: Output) -> int:
     wanted = policies.read(files) if files else None
     policies.say_doubts(wanted or ())
     with place.open(write=False) as workplace:
-        found = _look(workplace, wanted)
+        found = look(workplace, wanted)
         for notice in workplace.notices:
             terminal.say(notice)
     machine, qemu_says = _ask_qemu()
@@ -64,7 +64,7 @@ def run(files: Sequence[str], place: Where, output: Output) -> int:
     return ALL_WELL
 
 
-def _look(workplace: Workplace, wanted: tuple[Policy, ...] | None) -> _Found:
+def look(workplace: Workplace, wanted: tuple[Policy, ...] | None) -> Found:
     """With `wanted` None, compare with what the agent enforces, and believe what it says of that."""
     pid = workplace.state.holder() if workplace.state else None
     said = workplace.status() or {}
@@ -79,7 +79,7 @@ def _look(workplace: Workplace, wanted: tuple[Policy, ...] | None) -> _Found:
     state, holds = workplace.inspect(), workplace.holds()
     status = _status(workplace, look, state, rows or (), holds, said)
     status["conditions"] = agent.get("conditions", status["conditions"])
-    return _Found(state, look, wanted or (), rows, status, holds, _title(workplace, pid))
+    return Found(state, look, wanted or (), rows, status, holds, _title(workplace, pid))
 
 
 def explained(rows: Iterable[Row], agent: Mapping[str, Any]) -> list[Row]:
@@ -139,7 +139,7 @@ def _ask_qemu() -> tuple[Qemu | None, str]:
     return found, f"{found.path} {found.version}: {models}"
 
 
-def _host(found: _Found, machine: Qemu | None) -> Data:
+def _host(found: Found, machine: Qemu | None) -> Data:
     """`qemu` says which binary was asked; null where there is none."""
     named = {entry["name"] for entry in found.status["links"] if entry["role"] == "uplink"}
     return {
@@ -151,7 +151,7 @@ def _host(found: _Found, machine: Qemu | None) -> Data:
     }
 
 
-def _sheet(found: _Found, host: Data, qemu_says: str) -> sheet.Sheet:
+def _sheet(found: Found, host: Data, qemu_says: str) -> sheet.Sheet:
     return sheet.Sheet(
         title=found.title,
         host={kind: host[kind] for kind in LISTS},

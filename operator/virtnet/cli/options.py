@@ -42,3 +42,14 @@ class QemuForm(StrEnum):
 
 
 Form = Annotated[QemuForm, typer.Option("--output", "-o", help="For a shell, for a program, for -readconfig.")]
+
+
+class PathForm(StrEnum):
+    """How `path` shows what it found."""
+
+    TABLE = "table"
+    SVG = "svg"
+    JSON = "json"
+
+
+PathFormat = Annotated[PathForm, typer.Option("--output", "-o", help="For people, as a picture, for programs.")]

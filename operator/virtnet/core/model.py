@@ -421,6 +421,52 @@ class Process:
         return f"{self.command}[{self.pid}]" + (f" (guest {self.guest})" if self.guest else "")
 
 
+@frozen
+class Told:
+    """One virtio NIC as its QEMU tells by QMP (x-query-virtio-status, qom-get). `peer` is the id of its -netdev.
+
+    `started` is `vhost-started`, the only proof that vhost works. `offered` and `accepted` are feature names without
+    the prefix (VIRTIO_NET_F_CSUM is CSUM, VIRTIO_F_VERSION_1 is VERSION_1). `rings` are the negotiated sizes of the
+    virtqueues in their order, `msix` whether the guest has switched MSI-X on; None where QEMU does not say.
+    """
+
+    mac: str
+    peer: str = ""
+    started: bool = False
+    driver_ok: bool = False
+    offered: frozenset[str] = frozenset()
+    accepted: frozenset[str] = frozenset()
+    rings: tuple[int, ...] = ()
+    msix: bool | None = None
+
+
+@frozen
+class Running:
+    """A process with open taps, as it looks from outside; a virtual machine when its arguments name NICs.
+
+    `taps` maps its descriptors to the names of the taps of the looked-at namespace, `vhost` counts its descriptors of
+    /dev/vhost-net, `workers` are the names of its vhost threads, inside it or in the kernel ("vhost-4711"). `files` are
+    the texts of its -readconfig files, by the path that the arguments name. `told` is None when QMP was not asked.
+    """
+
+    process: Process
+    argv: tuple[str, ...] = ()
+    taps: Mapping[int, str] = field(default_factory=nothing)
+    vhost: int = 0
+    workers: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=nothing)
+    told: tuple[Told, ...] | Unreadable | None = None
+
+
+@frozen
+class Fingerprint:
+    """The feature bits that live migration depends on: TUNGETFEATURES of /dev/net/tun, VHOST_GET_FEATURES of
+    /dev/vhost-net. None where that device is not there or may not be opened."""
+
+    tun: int | None = None
+    vhost: int | None = None
+
+
 class ModuleStatus(StrEnum):
     LOADED = "Loaded"
     ABSENT = "Absent"  # this kernel has it, it is not loaded
@@ -454,6 +500,7 @@ class Interest:
     addresses: bool = False
     module: bool = False
     users: bool = False  # processes that hold taps and vhost devices: a walk over /proc
+    running: bool = False  # running virtual machines, with what proves how they run: a walk over /proc
     untold_drivers: bool = False  # of links whose kind is not their driver's name; `drivers` are those of all links
 
 
@@ -474,6 +521,8 @@ class HostState:
     carries: Mapping[int, str] = field(default_factory=nothing)
     holders: Mapping[int, tuple[Process, ...]] = field(default_factory=nothing)
     module: ModuleState | None = None
+    running: tuple[Running, ...] = ()
+    fingerprint: Fingerprint | None = None
 
     def by_name(self, name: str) -> Link | None:
         return next((link for link in self.links.values() if link.name == name), None)

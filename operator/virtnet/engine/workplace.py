@@ -29,7 +29,9 @@ from virtnet.host.namespaces import Namespace
 from virtnet.host.state import StateDir
 
 STATUS = "state.json"
-EVERYTHING = Interest(drivers=True, rings=True, channels=True, rx_frames=True, addresses=True, module=True, users=True)
+EVERYTHING = Interest(
+    drivers=True, rings=True, channels=True, rx_frames=True, addresses=True, module=True, users=True, running=True
+)
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 
 

@@ -39,6 +39,7 @@ class Holders:
 class _Held:
     """One interesting descriptor: `tap` is the link's name, empty for vhost-net."""
 
+    number: int
     tap: str
     netns: tuple[int, int] | None
 
@@ -49,7 +50,7 @@ def look(netns: str | None = None) -> Holders:
     taps: dict[str, list[Process]] = {}
     vhost: list[Process] = []
     unreadable = 0
-    for pid in _pids():
+    for pid in pids():
         try:
             held = list(_held(pid))
         except PermissionError:
@@ -63,6 +64,25 @@ def look(netns: str | None = None) -> Holders:
         for name in sorted({one.tap for one in held if one.tap and one.netns == home}):
             taps.setdefault(name, []).append(process)
     return Holders({name: tuple(holders) for name, holders in taps.items()}, tuple(vhost), unreadable)
+
+
+def taps_by_process(netns: str | None = None) -> dict[int, dict[int, str]]:
+    """By process the descriptors of taps of a network namespace (None: our own), with the taps' names."""
+    home = _identity(netns or "/proc/thread-self/ns/net")
+    found: dict[int, dict[int, str]] = {}
+    for pid in pids():
+        with suppress(PermissionError):
+            taps = {one.number: one.tap for one in _held(pid) if one.tap and one.netns == home}
+            if taps:
+                found[pid] = taps
+    return found
+
+
+def vhost_descriptors(pid: int) -> int:
+    """How often a process has /dev/vhost-net open; 0 when it has ended."""
+    with suppress(PermissionError):
+        return sum(not one.tap for one in _held(pid))
+    return 0
 
 
 def describe(pid: int) -> Process:
@@ -88,7 +108,8 @@ def guest_name(arguments: list[str]) -> str:
     return ""
 
 
-def _pids() -> list[int]:
+def pids() -> list[int]:
+    """All processes that are there now, lowest first."""
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
@@ -105,9 +126,9 @@ def _held(pid: int) -> Iterator[_Held]:
             if not stat.S_ISCHR(device.st_mode):
                 continue
             if device.st_rdev == _VHOST_NET:
-                yield _Held("", None)
+                yield _Held(int(number), "", None)
             elif device.st_rdev == _TUN and (name := _interface(pid, number)):
-                yield _Held(name, _netns_of_tap(pid, int(number)))
+                yield _Held(int(number), name, _netns_of_tap(pid, int(number)))
 
 
 def _descriptors(directory: str) -> list[str]:
