@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Protocol
 
 from virtnet import errors
-from virtnet.core import links, modules, resolve
+from virtnet.core import domains, links, modules, resolve
 from virtnet.core import plan as planning
 from virtnet.core.model import (
     DONE,
@@ -34,6 +34,7 @@ from virtnet.core.model import (
     Reason,
     Recorded,
     Row,
+    SetGuestNic,
     Setting,
     Step,
     UnloadModule,
@@ -77,7 +78,7 @@ class Ledger(Protocol):
     def record(self, link: Link | None, entries: Iterable[Entry]) -> None:
         """Remember originals before the first change, or a new `wanted`, `policy` or `deletion` of known ones.
 
-        An original that is already held is never overwritten. `link` is None for entries of the module.
+        An original that is already held is never overwritten. `link` is None for entries of the module and of guests.
         """
 
     def record_links(self, originals: Sequence[tuple[Link, Sequence[Entry]]]) -> None:
@@ -173,7 +174,7 @@ def _look(host: Host, recorded: Recorded, wish: Wish, interest: Interest, memory
     return Look(state, desired, planning.make_plan(desired, state, recorded, wish.standing, memory.plan))
 
 
-def _interest(policies: Iterable[Policy], recorded: Recorded) -> Interest:
+def _interest(policies: tuple[Policy, ...], recorded: Recorded) -> Interest:
     """What the policies need, and what putting back what the ledger holds needs."""
     asked = resolve.interest(policies)
     held = {key.partition(".")[0] for record in recorded.links.values() for key in record.entries}
@@ -184,6 +185,7 @@ def _interest(policies: Iterable[Policy], recorded: Recorded) -> Interest:
         rx_frames=asked.rx_frames or "rxFrames" in held,
         addresses=asked.addresses or any(made.kind == "bridge" for made in recorded.made.values()),
         module=asked.module or bool(recorded.module),
+        guests=any(map(domains.asks, policies)) or bool(recorded.guests),
     )
 
 
@@ -258,14 +260,14 @@ class _Pass:
 
     def _record(self, plan: Plan) -> Mapping[Setting, str]:
         """Write the plan's originals down, those of all links at once; what could not be written, and why."""
-        module = [entry for link, entries in plan.originals if link is None for entry in entries]
+        durable = [entry for link, entries in plan.originals if link is None for entry in entries]
         on_links = [(link, entries) for link, entries in plan.originals if link is not None]
         unwritten: list[tuple[Entry, errors.LedgerError]] = []
         try:
-            if module:
-                self.ledger.record(None, module)
+            if durable:
+                self.ledger.record(None, durable)
         except errors.LedgerError as error:
-            unwritten += [(entry, error) for entry in module]
+            unwritten += [(entry, error) for entry in durable]
         try:
             if on_links:
                 self.ledger.record_links(on_links)
@@ -290,7 +292,7 @@ class _Pass:
         if isinstance(setting.target, int):
             record = recorded.links.get(setting.target)
             return record is not None and setting.key in record.entries
-        return setting.key in recorded.module
+        return setting in recorded.guests if setting.is_guests else setting.key in recorded.module
 
     def _adopt(self, state: HostState) -> None:
         """Write down the ifindex of what we made since the last look."""
@@ -424,6 +426,8 @@ def _applied(row: Row) -> Row:
 
 def _current(state: HostState, setting: Setting) -> Value | None:
     """What a setting is in this look; None also where it cannot be read."""
+    if setting.is_guests:
+        return domains.value(state, setting)
     if isinstance(setting.target, str):
         return modules.value(state.module, setting.key) if state.module else None
     link = state.links.get(setting.target)
@@ -450,13 +454,13 @@ def _groups(steps: list[Step]) -> list[tuple[str, bool, list[Step]]]:
 
 
 def _is_made_alone(step: Step) -> bool:
-    """Whether more belongs to this change than to make it: the ledger's announcement, or a program that runs."""
-    return isinstance(step.change, CreateBridge | CreateTap | LoadModule | UnloadModule)
+    """Whether more belongs to this change than to make it: the ledger's announcement, or somebody who is waited for."""
+    return isinstance(step.change, CreateBridge | CreateTap | LoadModule | UnloadModule | SetGuestNic)
 
 
 async def carry_out(host: Host, change: Change) -> None:
-    """Make one change; those that run a program do so off the loop's thread."""
-    if isinstance(change, LoadModule | UnloadModule):
+    """Make one change; those that wait for a program or for libvirt do so off the loop's thread."""
+    if isinstance(change, LoadModule | UnloadModule | SetGuestNic):
         await asyncio.to_thread(host.apply, change)
     else:
         host.apply(change)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from tests.flow import rules, text
@@ -32,6 +32,7 @@ from virtnet.core.model import (
     CreateTap,
     DeleteLink,
     Features,
+    Guest,
     HostState,
     Identity,
     Interest,
@@ -43,6 +44,7 @@ from virtnet.core.model import (
     SetBridgeOptions,
     SetChannels,
     SetFeatures,
+    SetGuestNic,
     SetMaster,
     SetMtu,
     SetRings,
@@ -108,6 +110,8 @@ class FakeHost:
         self._identity = Identity(boot_id, netns)
         self._faults: list[Fault] = []
         self._look_faults: list[Exception] = []
+        self.guests: dict[str, Guest] | Unreadable | None = None
+        """libvirt's domains by UUID, as a test puts them there."""
         self._links: dict[int, Link] = {}
         self._features: dict[int, Features | Unreadable] = {}
 
@@ -194,7 +198,11 @@ class FakeHost:
             carries=self._map(interest.addresses, lambda device: device.carries or None),
             holders=self._map(interest.users, lambda device: device.holders or None),
             module=self.machine.module.state(with_users=interest.users) if interest.module else None,
+            guests=self._guests_now() if interest.guests else None,
         )
+
+    def _guests_now(self) -> Mapping[str, Guest] | Unreadable | None:
+        return types.MappingProxyType(dict(self.guests)) if isinstance(self.guests, dict) else self.guests
 
     def apply(self, change: Change) -> None:
         act = self._ACTS.get(type(change))
@@ -341,6 +349,19 @@ class FakeHost:
         if content is not None and not modules.is_ours(content):
             raise errors.Refused(f"{path} is not ours: its first line is not {modules.MARK!r}")
 
+    def _set_guest_nic(self, change: SetGuestNic) -> None:
+        """Into the definition alone; a guest that runs goes on as it was started."""
+        assert isinstance(self.guests, dict), "a change of a guest although libvirt cannot be asked"
+        guest = self.guests.get(change.uuid)
+        nic = next((nic for nic in guest.nics if nic.mac == change.mac), None) if guest else None
+        if guest is None or nic is None or nic.configured is None:
+            raise errors.Gone(f"{change.guest} has no NIC {change.mac}")
+        wanted = {path: value for path, value in change.values if value is not None}
+        left = {path for path, value in change.values if value is None}
+        configured = {path: value for path, value in {**nic.configured, **wanted}.items() if path not in left}
+        nics = tuple(replace(each, configured=configured) if each is nic else each for each in guest.nics)
+        self.guests[change.uuid] = replace(guest, nics=nics)
+
     _ACTS: Mapping[type, Callable[[FakeHost, Any], None]] = {
         SetFeatures: _set_features,
         SetRings: _set_rings,
@@ -359,6 +380,7 @@ class FakeHost:
         UnloadModule: _unload_module,
         WriteModuleFile: _write_module_file,
         RemoveModuleFile: _remove_module_file,
+        SetGuestNic: _set_guest_nic,
     }
 
 

@@ -23,7 +23,9 @@ class MemoryLedger:
         self._links: dict[int, LinkRecord] = {}
         self._module: dict[str, Entry] = {}
         self._made: dict[str, Made] = {}
-        self._recorded = Recorded(*(types.MappingProxyType(each) for each in (self._links, self._module, self._made)))
+        self._guests: dict[Setting, Entry] = {}
+        kept = (self._links, self._module, self._made, self._guests)
+        self._recorded = Recorded(*map(types.MappingProxyType, kept))
         self._faults: int | None = 0
 
     @property
@@ -77,7 +79,8 @@ class MemoryLedger:
             for record in self._links.values()
             for entry in record.entries.values()
         ]
-        lines += [f"{entry.setting.target} {_entry_text(entry)}" for entry in self._module.values()]
+        durable = (*self._module.values(), *self._guests.values())
+        lines += [f"{entry.setting.target} {_entry_text(entry)}" for entry in durable]
         lines += [f"{made.name} made by {made.policy}" for made in self._made.values()]
         return "\n".join(sorted(lines))
 
@@ -89,6 +92,9 @@ class MemoryLedger:
         raise errors.LedgerError("cannot record the original: No space left on device")
 
     def _record_one(self, link: Link | None, entry: Entry) -> None:
+        if entry.setting.is_guests:
+            self._guests[entry.setting] = _kept(self._guests.get(entry.setting), entry)
+            return
         if link is None:
             self._module[entry.setting.key] = _kept(self._module.get(entry.setting.key), entry)
             return
@@ -100,6 +106,9 @@ class MemoryLedger:
         self._links[link.ifindex] = replace(record, entries=types.MappingProxyType(entries))
 
     def _forget_one(self, setting: Setting) -> None:
+        if setting.is_guests:
+            self._guests.pop(setting, None)
+            return
         if isinstance(setting.target, str):
             self._module.pop(setting.key, None)
             return

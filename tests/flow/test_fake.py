@@ -13,6 +13,8 @@ from virtnet.core.model import (
     CreateBridge,
     CreateTap,
     DeleteLink,
+    Guest,
+    GuestNic,
     Interest,
     LoadModule,
     ModuleStatus,
@@ -21,6 +23,7 @@ from virtnet.core.model import (
     Rings,
     SetBridgeOptions,
     SetChannels,
+    SetGuestNic,
     SetMaster,
     SetMtu,
     SetRings,
@@ -363,6 +366,9 @@ vhost_net Absent
 """
 
 
+GUESTS = {"uuid": Guest("uuid", "db", (GuestNic("mac", configured={"guest.nic.queues": 4}),))}
+
+
 def every_change(host: FakeHost) -> list[model.Change]:
     br0, eth0, tap0 = map(host.ref, ("br0", "eth0", "tap0"))
     return [
@@ -384,12 +390,14 @@ def every_change(host: FakeHost) -> list[model.Change]:
         LoadModule("vhost_net"),
         UnloadModule("vhost_net"),
         RemoveModuleFile(RULE),
+        SetGuestNic("db", "uuid", "mac", "", (("vhost.mode", "Required"), ("guest.nic.queues", None)), ()),
     ]
 
 
 def test_every_change_can_be_made_twice() -> None:
     host = FakeHost(EVERY_CHANGE)
     host.twice = True
+    host.guests = dict(GUESTS)
     changes = every_change(host)
     for change in changes:
         host.apply(change)
@@ -407,6 +415,7 @@ def test_a_change_that_is_not_the_same_twice_is_caught() -> None:
 
 def test_a_new_look_at_the_text_of_a_host_is_that_host_after_every_change() -> None:
     host = FakeHost(EVERY_CHANGE)
+    host.guests = dict(GUESTS)
     for change in every_change(host):
         host.apply(change)
         assert text.describe(text.parse(str(host))) == str(host)

@@ -87,7 +87,7 @@ class Result:
 
 
 @frozen
-class _Guest:
+class Domain:
     """What the rest of the domain says about a NIC."""
 
     name: str
@@ -97,13 +97,19 @@ class _Guest:
 
 def change(document: bytes, policies: Iterable[Policy], known: Known | None = None) -> Result:
     """A whole <domain>, as `virsh dumpxml` prints it. Raises `UsageError` for anything else."""
+    guest, interfaces = parse(document)
+    return _change(document, interfaces, guest, tuple(policies), known or Known())
+
+
+def parse(document: bytes) -> tuple[Domain, tuple[Element, ...]]:
+    """What a whole <domain> says of itself, and its NICs. Raises `UsageError` for anything else."""
     root = markup.parse(document, _is_of_interest)
     if root.name != "domain":
         raise UsageError(f"this is no libvirt domain: its first element is <{root.name}>, not <domain>")
-    guest = _Guest(_text(root.child("name")), root.attributes.get("type", ""), _vcpus(root.child("vcpu")))
+    guest = Domain(_text(root.child("name")), root.attributes.get("type", ""), _vcpus(root.child("vcpu")))
     devices = [child for child in root.children if child.name == "devices" and not _foreign(root, child)]
-    interfaces = [nic for each in devices for nic in each.children if nic.name == "interface" and not _foreign(nic)]
-    return _change(document, interfaces, guest, tuple(policies), known or Known())
+    interfaces = (nic for each in devices for nic in each.children if nic.name == "interface" and not _foreign(nic))
+    return guest, tuple(interfaces)
 
 
 def change_interface(
@@ -113,7 +119,7 @@ def change_interface(
     root = markup.parse(element, lambda path: True)
     if root.name != "interface" or _foreign(root):
         raise UsageError(f"this is no NIC: its first element is <{root.name}>, not <interface>")
-    return _change(element, [root], _Guest(guest, "kvm", vcpus), tuple(policies), known or Known())
+    return _change(element, [root], Domain(guest, "kvm", vcpus), tuple(policies), known or Known())
 
 
 def _is_of_interest(path: Path) -> bool:
@@ -141,7 +147,7 @@ def _vcpus(element: Element | None) -> int | None:
 
 
 def _change(
-    document: bytes, interfaces: Iterable[Element], guest: _Guest, policies: tuple[Policy, ...], known: Known
+    document: bytes, interfaces: Iterable[Element], guest: Domain, policies: tuple[Policy, ...], known: Known
 ) -> Result:
     edits: list[Edit] = []
     changes: list[Row] = []
@@ -150,12 +156,12 @@ def _change(
         nic = identify(interface, guest.name, guest.vcpus, known)
         wanted = nics.wanted(policies, nic)
         blocked += wanted.rows
-        unsuited = _unsuited(interface, guest, MODEL in wanted.wishes)
-        if unsuited:
-            blocked += _named_all_the_same(nic, policies, unsuited)
+        why_not = unsuited(interface, guest, MODEL in wanted.wishes)
+        if why_not:
+            blocked += named_all_the_same(nic, policies, why_not)
             continue
         differing = list(_differing(interface, wanted))
-        edits += _edits(document, interface, differing)
+        edits += write(document, interface, differing)
         changes += (_change_row(interface, nic, wish, None) for wish in differing)
         blocked += [*_doubts(interface, nic, wanted, guest), *_audited(interface, nic, policies)]
     return Result(markup.apply(document, edits), tuple(changes), tuple(blocked))
@@ -184,7 +190,7 @@ def _bridge(interface: Element, known: Known) -> tuple[str | None, str]:
     return "", ""
 
 
-def _unsuited(interface: Element, guest: _Guest, gets_model: bool) -> str:
+def unsuited(interface: Element, guest: Domain, gets_model: bool) -> str:
     """Why this is no virtio NIC on a tap, "" when it is one or becomes one."""
     kind, driver, model = interface.attributes.get("type", ""), interface.child("driver"), interface.child("model")
     name = driver.attributes.get("name", "") if driver else ""
@@ -197,7 +203,7 @@ def _unsuited(interface: Element, guest: _Guest, gets_model: bool) -> str:
     return ""
 
 
-def _named_all_the_same(nic: Nic, policies: Iterable[Policy], text: str) -> Iterator[Row]:
+def named_all_the_same(nic: Nic, policies: Iterable[Policy], text: str) -> Iterator[Row]:
     """A NIC of another kind is nobody's business, unless a policy names its very MAC address."""
     for policy in policies:
         match = policy.guest.match if policy.guest else None
@@ -237,7 +243,7 @@ def _model(element: Element | None) -> str:
     return element.attributes.get("type", "").lower() if element else ""
 
 
-def _doubts(interface: Element, nic: Nic, wanted: Wanted, guest: _Guest) -> Iterator[Row]:
+def _doubts(interface: Element, nic: Nic, wanted: Wanted, guest: Domain) -> Iterator[Row]:
     """What is or will be written and yet has not the effect that was asked."""
     values = {path: value_of(interface, path) for path in nics.NEEDS}
     values |= {needed: value_of(interface, needed) for paths in nics.NEEDS.values() for needed in paths}
@@ -306,8 +312,8 @@ class _Content:
     text: str = ""
 
 
-def _edits(document: bytes, interface: Element, wishes: Iterable[Wish]) -> Iterator[Edit]:
-    """The edits of one NIC. Nothing is removed: every wish is a value."""
+def write(document: bytes, interface: Element, wishes: Iterable[Wish]) -> Iterator[Edit]:
+    """The edits of one NIC that make it as wished. Nothing is removed: every wish is a value."""
     content = _Content()
     for wish in wishes:
         place, here = SETTINGS[wish.path], content

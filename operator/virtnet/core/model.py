@@ -299,6 +299,13 @@ class Unreadable:
 
 
 @frozen
+class Unavailable:
+    """This machine cannot let us look, and will not by itself: a part that we need is not installed."""
+
+    reason: str
+
+
+@frozen
 class Features:
     """A link's offload features as bit masks over `HostState.feature_names`.
 
@@ -490,6 +497,39 @@ class ModuleState:
 
 
 @frozen
+class GuestNic:
+    """One NIC in a libvirt domain, as its definition and the running guest have it.
+
+    `mac` is in lower case, `address` is its place on the guest's bus ("" when none is written): together they find it.
+    `bridge` is the bridge that libvirt names, "" when it is on none, None when only the host knows: then `tap` is
+    asked. `unknown`: why it is not known. `configured` are the settings that the definition writes, by their API path;
+    None: there is no definition. `running` are those that the running guest was started with; None: it does not run.
+    `unsuited`: why it can never be a virtio NIC on a tap; `model_unsuited`: why it is none while its model stays.
+    """
+
+    mac: str
+    address: str = ""
+    bridge: str | None = ""
+    unknown: str = ""
+    tap: str = ""
+    configured: Mapping[str, Value] | None = None
+    running: Mapping[str, Value] | None = None
+    unsuited: str = ""
+    model_unsuited: str = ""
+
+
+@frozen
+class Guest:
+    """A libvirt domain. `vcpus`: how many it starts with, None when that cannot be told. `emulated`: without KVM."""
+
+    uuid: str
+    name: str
+    nics: tuple[GuestNic, ...] = ()
+    vcpus: int | None = None
+    emulated: bool = False
+
+
+@frozen
 class Interest:
     """What a look must read beyond links and their features; everything else is left out of it."""
 
@@ -502,6 +542,7 @@ class Interest:
     users: bool = False  # processes that hold taps and vhost devices: a walk over /proc
     running: bool = False  # running virtual machines, with what proves how they run: a walk over /proc
     untold_drivers: bool = False  # of links whose kind is not their driver's name; `drivers` are those of all links
+    guests: bool = False  # libvirt's domains
 
 
 @frozen
@@ -509,6 +550,7 @@ class HostState:
     """One look at the machine. Maps are by ifindex; an entry that is missing means that the link has no such thing.
 
     `carries` says why a link must not be enslaved ("address 192.0.2.1/24", "route 10.0.0.0/8 via 192.0.2.254").
+    `guests` are libvirt's by UUID; None: nobody asked, there is no libvirt, or it has not told yet.
     """
 
     links: Mapping[int, Link]
@@ -523,6 +565,7 @@ class HostState:
     module: ModuleState | None = None
     running: tuple[Running, ...] = ()
     fingerprint: Fingerprint | None = None
+    guests: Mapping[str, Guest] | Unreadable | Unavailable | None = None
 
     def by_name(self, name: str) -> Link | None:
         return next((link for link in self.links.values() if link.name == name), None)
@@ -534,7 +577,8 @@ class HostState:
 class Setting(NamedTuple):
     """The smallest thing that can be wanted.
 
-    `target` is an ifindex, a link name (only for "exists") or a module name. `key` is one of: `feature:KERNEL-NAME`,
+    `target` is an ifindex, a link name (only for "exists"), a module name, or `UUID/MAC` of a guest's NIC, whose keys
+    are API paths (`vhost.mode`, `guest.nic.host.tso4`). Of the others `key` is one of: `feature:KERNEL-NAME`,
     `mtu`, `txQueueLength`, `rxFrames`, `rings.{rx,tx}`, `channels.{combined,rx,tx}`, `master`, `vnetHdr`, `owner`,
     `group`, `bridge.{stp,forwardDelaySeconds,ageingTimeSeconds,multicastSnooping,vlanFiltering,groupForwardMask}`,
     `exists`, and for a module `state`, `parameters.NAME`, `persist`.
@@ -542,6 +586,11 @@ class Setting(NamedTuple):
 
     target: int | str
     key: str
+
+    @property
+    def is_guests(self) -> bool:
+        """Whether this is a setting of a guest's NIC: no link and no module has a slash in its name."""
+        return isinstance(self.target, str) and "/" in self.target
 
 
 @frozen
@@ -678,6 +727,21 @@ class RemoveModuleFile:
     path: str
 
 
+@frozen
+class SetGuestNic:
+    """Write these settings into the persistent definition of a NIC, by API path; None takes one out of it.
+
+    `seen` is what they were when this was decided: when they are something else by then, nothing is written.
+    """
+
+    guest: str
+    uuid: str
+    mac: str
+    address: str
+    values: tuple[tuple[str, Value | None], ...]
+    seen: tuple[tuple[str, Value | None], ...]
+
+
 LinkChange = (
     SetFeatures
     | SetRings
@@ -691,7 +755,9 @@ LinkChange = (
     | SetVnetHdr
     | SetTapOwner
 )
-Change = LinkChange | CreateBridge | CreateTap | LoadModule | UnloadModule | WriteModuleFile | RemoveModuleFile
+Change = (
+    LinkChange | CreateBridge | CreateTap | LoadModule | UnloadModule | WriteModuleFile | RemoveModuleFile | SetGuestNic
+)
 
 
 # --- the plan ----------------------------------------------------------------------------------------------
@@ -793,8 +859,12 @@ class Made:
 
 @frozen
 class Recorded:
-    """All that the ledger holds for this boot and namespace. `module` is by `Setting.key`, `made` by link name."""
+    """All that the ledger holds for this boot and namespace. `module` is by `Setting.key`, `made` by link name.
+
+    `guests` does not end with the boot: definitions outlive it.
+    """
 
     links: Mapping[int, LinkRecord] = field(default_factory=nothing)
     module: Mapping[str, Entry] = field(default_factory=nothing)
     made: Mapping[str, Made] = field(default_factory=nothing)
+    guests: Mapping[Setting, Entry] = field(default_factory=nothing)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from virtnet.core import creations, dragged, links, modules, offloads, restore, select
+from virtnet.core import creations, domains, dragged, links, modules, offloads, restore, select
 from virtnet.core.links import Scene
 from virtnet.core.model import (
     EMPTY,
@@ -28,6 +28,7 @@ from virtnet.core.model import (
     Recorded,
     Row,
     SetFeatures,
+    SetGuestNic,
     SetMaster,
     Setting,
     Step,
@@ -62,6 +63,7 @@ class Plan:
     reflexes: Mapping[int, tuple[int, int]] = field(default_factory=nothing)
     unmet: frozenset[Setting] = frozenset()
     skipped: tuple[Row, ...] = ()
+    guests: Mapping[str, domains.Managed] = field(default_factory=nothing)
 
     @property
     def pending(self) -> tuple[Row, ...]:
@@ -92,6 +94,7 @@ def make_plan(
     builder.module()
     builder.creations()
     builder.links()
+    builder.guests()
     builder.audits()
     builder.removals()
     return builder.plan()
@@ -103,8 +106,15 @@ def scene_of(desired: Desired, state: HostState) -> Scene:
     return Scene(state, topology, desired.policies, coming)
 
 
-_ORDER: Mapping[type, int] = {CreateBridge: 1, CreateTap: 1, SetMaster: 3, SetFeatures: 4, DeleteLink: 9}
-_RESTORE_ORDER: Mapping[type, int] = {SetFeatures: 7, DeleteLink: 9}
+_ORDER: Mapping[type, int] = {
+    CreateBridge: 1,
+    CreateTap: 1,
+    SetMaster: 3,
+    SetFeatures: 4,
+    SetGuestNic: 5,
+    DeleteLink: 9,
+}
+_RESTORE_ORDER: Mapping[type, int] = {SetFeatures: 7, SetGuestNic: 8, DeleteLink: 9}
 
 
 def _position(step: Step) -> int:
@@ -136,6 +146,7 @@ class _Builder:
         self.reflexes: dict[int, tuple[int, int]] = {}
         self.unmet: set[Setting] = set()
         self.skipped: list[Row] = []
+        self.found = domains.Findings()
         kept = dragged.kept_below((desired, *desired.audits), scene.topology)
         self.frozen = restore.Frozen.of(desired.audits, scene, kept)
 
@@ -151,6 +162,7 @@ class _Builder:
             self.reflexes,
             frozenset(self.unmet),
             tuple(self.skipped),
+            self.found.managed or EMPTY,
         )
 
     def _place(self, step: Step) -> tuple[int, int]:
@@ -424,21 +436,43 @@ class _Builder:
                 wanted = self.standing.answer(setting, attr.value, current)
                 yield Entry(setting, current, wanted, attr.policy, self._deletion(attr.policy))
 
+    # --- guests ---
+
+    def guests(self) -> None:
+        """The NICs in libvirt's domains; what is put back of them comes with the removals."""
+        policies = self.desired.policies.values()
+        self.found = domains.find(policies, self.scene.state, self.standing, self._deletion)
+        news = _guest_news(self.found.entries, self.recorded)
+        if news:
+            self.originals.append((None, news))
+
+    def _take_guests(self, left: Mapping[str, list[Entry]]) -> None:
+        domains.give_back(self.found, self.scene.state, left, self.standing)
+        self.steps += self.found.steps
+        self.rows += self.found.rows
+        self.forget += self.found.forget
+        self.skipped += self.found.skipped
+        self.unmet |= self.found.unmet
+
     # --- what is no longer wanted ---
 
     def audits(self) -> None:
         for audit in self.desired.audits:
-            imagined = make_plan(replace(audit, audits=()), self.scene.state, Recorded())
+            state = replace(self.scene.state, guests=None)  # what it would do to guests has been said
+            imagined = make_plan(replace(audit, audits=()), state, Recorded())
             self.rows += imagined.blocked
             for row in imagined.pending:
                 text = f"Audit: would {row.message}"
                 self.rows.append(replace(row, reason=Reason.AUDIT_ONLY, message=text))
 
     def removals(self) -> None:
-        found = restore.removals(self.desired, self.scene, self.recorded, self.frozen)
+        left = domains.stale(self.found, self.recorded)
+        leaving = {target: entries for target, entries in left.items() if target not in self.found.managed}
+        found = restore.removals(self.desired, self.scene, self.recorded, self.frozen, leaving)
         self.gone += found.gone
         self.forget_made += found.forget_made
         braked = [] if self.standing.allow_mass_removal else restore.brake(found, self.desired, self.recorded)
+        self._take_guests({target: left[target] for target in left.keys() - leaving.keys()} if braked else left)
         if braked:
             self.rows += braked
             return
@@ -512,6 +546,16 @@ def _news(entries: Iterable[Entry], known: Mapping[str, Entry]) -> tuple[Entry, 
             for entry in entries
             if _is_news(entry, held := known.get(entry.setting.key))
         ]
+    )
+
+
+def _guest_news(entries: Iterable[Entry], recorded: Recorded) -> tuple[Entry, ...]:
+    """As `_news`, of settings that have their guest's NIC in their name."""
+    known = recorded.guests
+    return tuple(
+        replace(entry, earlier=entry.original) if held is not None and held.is_ours(entry.original) else entry
+        for entry in entries
+        if _is_news(entry, held := known.get(entry.setting))
     )
 
 

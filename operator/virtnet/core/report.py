@@ -282,7 +282,9 @@ def _released(released: bool | None) -> _Condition:
 
 def is_empty(recorded: Recorded) -> bool:
     """Whether a ledger holds nothing that would have to be put back."""
-    return not (recorded.made or recorded.module or any(record.entries for record in recorded.links.values()))
+    return not (
+        recorded.made or recorded.module or recorded.guests or any(record.entries for record in recorded.links.values())
+    )
 
 
 def lost(previous: Mapping[str, Any], sentence: str, now: str) -> dict[str, Any]:

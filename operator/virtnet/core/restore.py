@@ -9,7 +9,8 @@ an Audit policy now wants it          frozen: no repair, no restore, the origina
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import field
 
 from virtnet.core import dragged, links, offloads
 from virtnet.core import features as feature_names
@@ -33,6 +34,7 @@ from virtnet.core.model import (
     Step,
     Unreadable,
     Value,
+    nothing,
 )
 from virtnet.core.resolve import Desired, LinkWant
 from virtnet.values import frozen
@@ -190,15 +192,23 @@ class Removals:
     policies: tuple[str, ...]
     gone: tuple[int, ...]
     forget_made: tuple[str, ...]
+    guests: Mapping[str, Sequence[Entry]] = field(default_factory=nothing)
+    """NICs of guests of which nothing is wanted any longer, with what the ledger holds of them."""
 
     @property
     def count(self) -> int:
         names = {link.name for link, _ in self.released} | {link.name for link, _ in self.deleted}
-        return len(names) + len(self.policies)
+        return len(names) + len(self.policies) + len(self.guests)
 
 
-def removals(desired: Desired, scene: Scene, recorded: Recorded, frozen: Frozen) -> Removals:
-    """What this pass would stop managing."""
+def removals(
+    desired: Desired,
+    scene: Scene,
+    recorded: Recorded,
+    frozen: Frozen,
+    guests: Mapping[str, Sequence[Entry]] = EMPTY,
+) -> Removals:
+    """What this pass would stop managing; `guests` as in `Removals`."""
     wanted = {creation.name for creation in desired.creations} | frozen.made
     deleted, forget = [], []
     for name, made in recorded.made.items():
@@ -220,27 +230,35 @@ def removals(desired: Desired, scene: Scene, recorded: Recorded, frozen: Frozen)
         elif ifindex not in desired.links and ifindex not in doomed and record.entries.keys() - frozen.keys(ifindex):
             released.append((link, record))
     leaving = _releasing(released) | {made.policy for _, made in deleted}
-    leaving |= {entry.policy for entry in recorded.module.values()}
+    leaving |= {entry.policy for entry in recorded.module.values()} | _owning(guests)
     policies = tuple(sorted(leaving - desired.policies.keys() - frozen.policies))
-    return Removals(tuple(released), tuple(deleted), policies, tuple(gone), tuple(forget))
+    return Removals(tuple(released), tuple(deleted), policies, tuple(gone), tuple(forget), guests)
+
+
+def _owning(guests: Mapping[str, Sequence[Entry]]) -> set[str]:
+    return {entry.policy for entries in guests.values() for entry in entries}
 
 
 def _owners(recorded: Recorded) -> set[str]:
     owners = {entry.policy for record in recorded.links.values() for entry in record.entries.values()}
     owners |= {made.policy for made in recorded.made.values()}
+    owners |= {entry.policy for entry in recorded.guests.values()}
     return owners | {entry.policy for entry in recorded.module.values()}
 
 
 def brake(found: Removals, desired: Desired, recorded: Recorded) -> list[Row]:
     """Rows that say why nothing is removed, or none when it may be."""
     managed = len(recorded.links.keys() | desired.links.keys()) + len(_owners(recorded) | desired.policies.keys())
+    managed += len({setting.target for setting in recorded.guests})
     if found.count <= BRAKE_AT or found.count * 2 <= managed:
         return []
     text = (
         f"{found.count} removals at once, of {managed} links and policies managed here: everything stays as it is; "
         "allow it with --allow-mass-removal"
     )
-    owners = found.policies or sorted({made.policy for _, made in found.deleted} | _releasing(found.released))
+    owners = found.policies or sorted(
+        {made.policy for _, made in found.deleted} | _releasing(found.released) | _owning(found.guests)
+    )
     return [Row(f"policy/{name}", "deletionPolicy", None, None, Reason.TOO_MUCH_AT_ONCE, text, name) for name in owners]
 
 

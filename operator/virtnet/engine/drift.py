@@ -19,12 +19,17 @@ def drifted(now: Look, before: Outcome | None) -> Iterator[tuple[Setting, str]]:
         if step.restores:
             continue
         for setting, value in step.settings:
-            if setting not in unverified and _was_wanted(before.last.desired, setting, value):
+            if setting not in unverified and _was_wanted(before.last, setting, value):
                 yield setting, step.policy
 
 
-def _was_wanted(desired: Desired, setting: Setting, value: Value | None) -> bool:
+def _was_wanted(before: Look, setting: Setting, value: Value | None) -> bool:
     target, key = setting
+    desired = before.desired
+    if setting.is_guests:
+        managed = before.plan.guests.get(str(target))
+        wish = managed.wanted.wishes.get(key) if managed else None
+        return wish is not None and wish.value == value
     if isinstance(target, str):
         if key == "exists":
             return any(creation.name == target for creation in desired.creations)
@@ -48,5 +53,7 @@ def insists(desired: Desired, policy: str) -> bool:
 
 
 def surface(setting: Setting) -> str:
-    """The metric label for where a setting is: link or module."""
+    """The metric label for where a setting is: link, module or guest."""
+    if setting.is_guests:
+        return "guest"
     return "link" if isinstance(setting.target, int) or setting.key == "exists" else "module"

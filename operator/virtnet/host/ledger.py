@@ -1,18 +1,18 @@
 """What we changed and what was there before, on disk before the change; it never overwrites an original it holds.
 
 Two files. `volatile/links.journal` has one line for each write of a link, the whole record of that link, so the last
-line counts and reading needs no rules. `ledger.json` has what outlives a boot (the module) or must not be forgotten
-(what we made), and is fsynced; links never wait for it.
+line counts and reading needs no rules. `ledger.json` has what outlives a boot (the module, guests) or must not be
+forgotten (what we made), and is fsynced; links never wait for it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from virtnet.core.model import EMPTY, Deletion, Entry, Identity, Link, LinkRecord, Made, Recorded, Setting, Value
 from virtnet.errors import LedgerError, UsageError
@@ -30,6 +30,8 @@ _UNKNOWN = "what was there before us is not known for the settings it held: they
 _DELETIONS = {deletion.value: deletion for deletion in Deletion}
 _VALUES = (bool, int, str, type(None))
 
+K = TypeVar("K")
+
 
 @frozen
 class _MadeHere:
@@ -43,6 +45,7 @@ class _Kept:
 
     module: tuple[Entry, ...] = ()
     made: tuple[_MadeHere, ...] = ()
+    guests: tuple[Entry, ...] = ()
 
 
 class Ledger:
@@ -57,8 +60,12 @@ class Ledger:
         self._links: dict[int, LinkRecord] = {}
         self._module: dict[str, Entry] = {}
         self._made: dict[str, Made] = {}
+        self._guests: dict[Setting, Entry] = {}
         self._recorded = Recorded(
-            MappingProxyType(self._links), MappingProxyType(self._module), MappingProxyType(self._made)
+            MappingProxyType(self._links),
+            MappingProxyType(self._module),
+            MappingProxyType(self._made),
+            MappingProxyType(self._guests),
         )
         self._journal = Journal(state, JOURNAL, identity)
         self._unreadable = ""
@@ -86,11 +93,15 @@ class Ledger:
     def record(self, link: Link | None, entries: Iterable[Entry]) -> None:
         """See `virtnet.reconcile.Ledger`. A link on a reused ifindex starts afresh: its predecessor is gone."""
         if link is None:
-            merged = _merge(self._module, entries)
-            if merged != self._module:
-                self._keep(merged, self._made)
+            self._record_durably(tuple(entries))
             return
         self.record_links([(link, tuple(entries))])
+
+    def _record_durably(self, entries: Sequence[Entry]) -> None:
+        module = _merge(self._module, (entry for entry in entries if not entry.setting.is_guests))
+        guests = _merge(self._guests, (entry for entry in entries if entry.setting.is_guests), lambda setting: setting)
+        if (module, guests) != (self._module, self._guests):
+            self._keep(module, self._made, guests)
 
     def record_links(self, originals: Sequence[tuple[Link, Sequence[Entry]]]) -> None:
         """See `virtnet.reconcile.Ledger`. One write for all of them."""
@@ -115,8 +126,9 @@ class Ledger:
         """See `virtnet.reconcile.Ledger`. Forgetting what is not held is success."""
         gone = set(settings)
         module = {key: entry for key, entry in self._module.items() if entry.setting not in gone}
-        if len(module) < len(self._module):
-            self._keep(module, self._made)
+        guests = {setting: entry for setting, entry in self._guests.items() if setting not in gone}
+        if len(module) < len(self._module) or len(guests) < len(self._guests):
+            self._keep(module, self._made, guests)
         touched = {setting.target for setting in gone}
         self._put([_without(held, gone) for ifindex, held in self._links.items() if ifindex in touched])
 
@@ -140,7 +152,7 @@ class Ledger:
             # The long file is as good as the short one: everything is in it, and the next attempt will come.
             return
 
-    # --- the module, and what we made ---
+    # --- the module, guests, and what we made ---
 
     def record_made(self, made: Made) -> None:
         if self._made.get(made.name) != made:
@@ -150,7 +162,9 @@ class Ledger:
         if name in self._made:
             self._keep(self._module, {other: made for other, made in self._made.items() if other != name})
 
-    def _keep(self, module: Mapping[str, Entry], made: Mapping[str, Made]) -> None:
+    def _keep(
+        self, module: Mapping[str, Entry], made: Mapping[str, Made], guests: Mapping[Setting, Entry] | None = None
+    ) -> None:
         """Write ledger.json. What was made on an earlier boot is gone from the kernel, and here with this."""
         if self._unreadable:
             raise LedgerError(self._unreadable)
@@ -158,7 +172,9 @@ class Ledger:
             self._state.prepare()
         except UsageError as error:
             raise LedgerError(str(error)) from error
-        kept = _Kept(tuple(module.values()), tuple(_MadeHere(self._identity, one) for one in made.values()))
+        guests = self._guests if guests is None else guests
+        here = tuple(_MadeHere(self._identity, one) for one in made.values())
+        kept = _Kept(tuple(module.values()), here, tuple(guests.values()))
         self._state.write_json(KEPT, codec.encode(kept), durable=True)
         self._show(kept)
 
@@ -190,7 +206,7 @@ class Ledger:
     def _open_kept(self) -> None:
         try:
             raw = self._state.read_json(KEPT)
-            self._show(_Kept() if raw is None else codec.decode(_Kept, raw))
+            self._show(_Kept() if raw is None else codec.decode(_Kept, _with_guests(raw)))
         except LedgerError as error:
             self._unreadable = str(error)
             self._state.report(f"{error}; {_UNKNOWN}")
@@ -199,6 +215,9 @@ class Ledger:
 
     def _show(self, kept: _Kept) -> None:
         """Make the view in memory what the file says."""
+        guests = {entry.setting: entry for entry in kept.guests}
+        self._guests.clear()
+        self._guests.update(guests)
         self._module.clear()
         self._module.update((entry.setting.key, entry) for entry in kept.module)
         self._made.clear()
@@ -210,13 +229,27 @@ def _is_same_link(held: LinkRecord, link: Link) -> bool:
     return held.kind == link.kind and (held.name == link.name or (bool(link.mac) and held.mac == link.mac))
 
 
-def _merge(known: Mapping[str, Entry], entries: Iterable[Entry]) -> dict[str, Entry]:
+def _with_guests(raw: Any) -> Any:
+    """A file from before there were guests lacks them."""
+    return {"guests": [], **raw} if isinstance(raw, dict) else raw
+
+
+def _key(setting: Setting) -> str:
+    return setting.key
+
+
+@overload
+def _merge(known: Mapping[str, Entry], entries: Iterable[Entry]) -> dict[str, Entry]: ...
+@overload
+def _merge(known: Mapping[K, Entry], entries: Iterable[Entry], key: Callable[[Setting], K]) -> dict[K, Entry]: ...
+def _merge(known: Mapping[Any, Entry], entries: Iterable[Entry], key: Callable[[Setting], Any] = _key) -> Any:
+    """The entries by `key`, each with the original that is held already."""
     merged = dict(known)
     for entry in entries:
-        held = merged.get(entry.setting.key)
+        held = merged.get(key(entry.setting))
         if held is not None:
             entry = replace(entry, original=held.original)  # noqa: PLW2901
-        merged[entry.setting.key] = entry
+        merged[key(entry.setting)] = entry
     return merged
 
 

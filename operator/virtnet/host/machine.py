@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from virtnet.core import model
 from virtnet.core.model import Change, Features, HostState, Identity, Interest, Link, Process, Ref
-from virtnet.errors import HostError
+from virtnet.errors import HostError, NotSupported
 from virtnet.host import (
     addresses,
     bridges,
@@ -29,6 +29,9 @@ from virtnet.host import (
 from virtnet.host.events import BUFFER_BYTES, Monitor
 from virtnet.host.looks import Looks
 from virtnet.host.namespaces import Namespace
+
+if TYPE_CHECKING:
+    from virtnet.host.guests import Guests
 
 VHOST_NET = "vhost_net"
 PARENTS_NAMED_SINCE = (5, 14)  # IFLA_PARENT_DEV_NAME, Linux 00e77ed8e64d
@@ -57,6 +60,8 @@ class LinuxHost:
         self._looks = Looks(self._connections, parents_named=named)
         self._one_look = threading.Lock()
         self._drivers = tuning.Drivers()
+        self.guests: Guests | None = None
+        """libvirt, set by who found it; without it there are no guests."""
         self._actions = self._all_actions()
 
     def close(self) -> None:
@@ -114,6 +119,8 @@ class LinuxHost:
             extras["holders"] = {i: holders.taps[link.name] for i, link in found.items() if link.name in holders.taps}
         if interest.running:
             extras["running"] = evidence.look(self.namespace.path)
+        if interest.guests and self.guests is not None:
+            extras["guests"] = self.guests.look()
         if interest.module:
             extras["module"] = modules.read(VHOST_NET, users=users, root=self._root)
         return extras
@@ -164,6 +171,7 @@ class LinuxHost:
             model.UnloadModule: lambda change: modules.unload(change.name, root=self._root),
             model.WriteModuleFile: lambda change: modules.write_file(change.path, change.content, root=self._root),
             model.RemoveModuleFile: lambda change: modules.remove_file(change.path, root=self._root),
+            model.SetGuestNic: self._set_guest_nic,
         }
 
     @property
@@ -185,6 +193,11 @@ class LinuxHost:
 
     def _set_vnet_hdr(self, change: model.SetVnetHdr) -> None:
         taps.set_vnet_hdr(self.namespace, links.find(self._route, change.link), change.vnet_hdr)
+
+    def _set_guest_nic(self, change: model.SetGuestNic) -> None:
+        if self.guests is None:
+            raise NotSupported("no libvirt is here")
+        self.guests.apply(change)
 
     def _set_tap_owner(self, change: model.SetTapOwner) -> None:
         taps.set_owner(self.namespace, links.find(self._route, change.link), change.owner, change.group)

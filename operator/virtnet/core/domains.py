@@ -1,0 +1,366 @@
+"""What differs between the NICs in libvirt's domains and what the policies want of them, and what is put back.
+
+definition as wanted, guest stopped or started so    nothing to say
+definition otherwise                                 one step for the NIC: its settings are written together
+definition as wanted, guest started otherwise        RestartRequired, until its next start
+no definition (a transient domain)                   Unsupported: there is nothing to write into
+
+libvirt changes none of these settings while a guest runs (qemuDomainChangeNet() in src/qemu/qemu_hotplug.c), so nothing
+here is ever done live.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from virtnet.core import domain_xml, nics, qemu_args
+from virtnet.core.model import (
+    Deletion,
+    Entry,
+    Guest,
+    GuestNic,
+    GuestUpdate,
+    HostState,
+    Mode,
+    Policy,
+    Reason,
+    Recorded,
+    Row,
+    SetGuestNic,
+    Setting,
+    Step,
+    Unavailable,
+    Unreadable,
+    Value,
+    VhostMode,
+)
+from virtnet.core.nics import Nic, Wanted, Wish
+from virtnet.core.standing import Obstacle, Standing
+from virtnet.values import frozen
+
+USUAL: Mapping[str, Value] = {
+    **{path: about.usual for path, about in qemu_args.PROPERTIES.items()},
+    f"{nics.NIC}queues": 1,
+    domain_xml.SNDBUF: 0,
+}
+"""What a guest has of a setting that its running definition does not write."""
+
+TRANSIENT = "the domain is transient: it has no definition that could be changed; start it with the NIC as asked"
+NO_REPLUG = "guests' NICs are not re-plugged: what libvirt refuses on a running guest waits for its next start"
+RESTART = (
+    "the definition is as asked, the running guest was started otherwise: it takes effect at the guest's next start"
+)
+
+
+@frozen
+class Managed:
+    """A NIC of which the policies want something."""
+
+    guest: Guest
+    nic: GuestNic
+    identity: Nic
+    wanted: Wanted
+
+    @property
+    def target(self) -> str:
+        return target_of(self.guest, self.nic)
+
+    def asked(self) -> Iterator[tuple[Setting, Wish]]:
+        """What can be written into a definition, in libvirt's order."""
+        for path in domain_xml.SETTINGS:
+            if path in self.wanted.wishes:
+                yield Setting(self.target, path), self.wanted.wishes[path]
+
+
+def target_of(guest: Guest, nic: GuestNic) -> str:
+    return f"{guest.uuid}/{nic.mac}"
+
+
+@dataclass(slots=True)
+class Findings:
+    """What there is to do and to say of guests' NICs; `frozen` are settings that an Audit policy wants."""
+
+    managed: dict[str, Managed] = field(default_factory=dict)
+    steps: list[Step] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    forget: list[Setting] = field(default_factory=list)
+    skipped: list[Row] = field(default_factory=list)
+    unmet: set[Setting] = field(default_factory=set)
+    frozen: set[Setting] = field(default_factory=set)
+
+
+def asks(policy: Policy) -> bool:
+    """Whether a policy asks something of libvirt's guests; those of KubeVirt are another's."""
+    match = policy.guest.match if policy.guest else None
+    return nics.asks(policy) and not (match is not None and match.virtual_machines)
+
+
+def find(
+    policies: Iterable[Policy], state: HostState, standing: Standing, deletion: Callable[[str], Deletion]
+) -> Findings:
+    """Compare every domain with what the policies, winners first, want of its NICs."""
+    found = Findings()
+    asking = [policy for policy in policies if asks(policy)]
+    found.rows += [row for row in map(nics.selects_nothing, asking) if row]
+    if isinstance(state.guests, Unreadable | Unavailable):
+        found.rows += (_unread(policy, state.guests) for policy in asking)
+    elif state.guests is not None and asking:
+        for guest in state.guests.values():
+            for nic in guest.nics:
+                _nic(found, guest, nic, asking, state, standing, deletion)
+    return found
+
+
+def _unread(policy: Policy, why: Unreadable | Unavailable) -> Row:
+    setting = "guest.nic" if policy.guest and policy.guest.nic else nics.MODE
+    reason = Reason.UNREADABLE if isinstance(why, Unreadable) else Reason.UNSUPPORTED
+    return Row(f"policy/{policy.name}", setting, None, None, reason, why.reason, policy.name)
+
+
+def _nic(
+    found: Findings,
+    guest: Guest,
+    nic: GuestNic,
+    policies: list[Policy],
+    state: HostState,
+    standing: Standing,
+    deletion: Callable[[str], Deletion],
+) -> None:
+    identity = identify(guest, nic, state)
+    wanted = nics.wanted(policies, identity)
+    unsuited = nic.unsuited if domain_xml.MODEL in wanted.wishes else nic.model_unsuited
+    if unsuited:
+        found.rows += domain_xml.named_all_the_same(identity, policies, unsuited)
+        return
+    found.rows += wanted.rows
+    _audits(found, guest, nic, identity, policies)
+    if wanted.wishes:
+        managed = Managed(guest, nic, identity, wanted)
+        found.managed[managed.target] = managed
+        found.rows += _doubts(managed, {policy.name: policy for policy in policies})
+        _compare(found, managed, standing, deletion)
+
+
+def identify(guest: Guest, nic: GuestNic, state: HostState) -> Nic:
+    """The NIC as policies name it; the bridge of a tap that libvirt did not put there is the host's to say."""
+    bridge, unknown = nic.bridge, nic.unknown
+    tap = state.by_name(nic.tap) if bridge is None and nic.tap else None
+    if tap is not None:
+        master = state.links.get(tap.master)
+        bridge, unknown = (master.name if master and master.bridge else ""), ""
+    return Nic(guest.name, nic.mac, bridge, unknown, guest.vcpus)
+
+
+def _compare(found: Findings, managed: Managed, standing: Standing, deletion: Callable[[str], Deletion]) -> None:
+    """The definition first; the running guest only where the definition is as wanted."""
+    configured, differing = managed.nic.configured, []
+    for setting, wish in managed.asked():
+        if configured is None:
+            found.rows += _without_definition(managed, wish)
+            continue
+        current = configured.get(wish.path)
+        found.entries.append(Entry(setting, current, wish.value, wish.policy, deletion(wish.policy)))
+        if current == wish.value:
+            found.rows += _restarts(managed, wish)
+            continue
+        blocked = standing.obstacle(setting, managed.guest.name, wish.value, current)
+        if blocked:
+            found.rows.append(_row(managed, wish, current, *blocked))
+            found.unmet.add(setting)
+        else:
+            differing.append(wish)
+    if differing:
+        found.steps.append(_step(managed, differing))
+
+
+def _without_definition(managed: Managed, wish: Wish) -> Iterator[Row]:
+    if _differs_running(managed.nic, wish):
+        actual = _running(managed.nic, wish.path)
+        yield _row(managed, wish, actual, Reason.UNSUPPORTED, TRANSIENT)
+
+
+def _restarts(managed: Managed, wish: Wish) -> Iterator[Row]:
+    if _differs_running(managed.nic, wish):
+        actual = _running(managed.nic, wish.path)
+        yield _row(managed, wish, actual, Reason.RESTART_REQUIRED, RESTART)
+
+
+def _differs_running(nic: GuestNic, wish: Wish) -> bool:
+    """Whether the guest runs with something else. What it runs without has QEMU's own value."""
+    return nic.running is not None and _running(nic, wish.path) != wish.value
+
+
+def _running(nic: GuestNic, path: str) -> Value | None:
+    return (nic.running or {}).get(path, USUAL.get(path))
+
+
+def needs_restart(managed: Managed) -> bool:
+    """Whether anything that is wanted waits for the guest's next start."""
+    return any(_differs_running(managed.nic, wish) for _, wish in managed.asked())
+
+
+def _step(managed: Managed, wishes: list[Wish]) -> Step:
+    guest, nic = managed.guest, managed.nic
+    configured = nic.configured or {}
+    change = SetGuestNic(
+        guest.name,
+        guest.uuid,
+        nic.mac,
+        nic.address,
+        tuple((wish.path, wish.value) for wish in wishes),
+        tuple((wish.path, configured.get(wish.path)) for wish in wishes),
+    )
+    settings = tuple((Setting(managed.target, wish.path), wish.value) for wish in wishes)
+    rows = tuple(
+        _row(managed, wish, configured.get(wish.path), None, _sentence(wish, configured.get(wish.path)))
+        for wish in wishes
+    )
+    return Step(change, settings, rows, wishes[0].policy)
+
+
+def _sentence(wish: Wish, current: Value | None) -> str:
+    was = "not written" if current is None else _word(current)
+    return f"write {wish.path.removeprefix(nics.NIC)} {_word(wish.value)} into the definition (is {was})"
+
+
+def _word(value: Value | None) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return "nothing" if value is None else str(value)
+
+
+def _row(managed: Managed, wish: Wish, actual: Value | None, reason: Reason | None, message: str) -> Row:
+    return Row(managed.identity.subject, wish.path, wish.value, actual, reason, message, wish.policy)
+
+
+def _doubts(managed: Managed, policies: Mapping[str, Policy]) -> Iterator[Row]:
+    """What is or will be written and yet has not the effect that was asked."""
+    wishes = managed.wanted.wishes
+    values: dict[str, Value | None] = {**(managed.nic.configured or {})}
+    values |= {path: wish.value for path, wish in wishes.items()}
+    for path, needed in nics.contradictions(values):
+        if path in wishes:
+            yield nics.needs_feature(wishes[path], needed, managed.identity)
+    mode, poll = wishes.get(nics.MODE), wishes.get(nics.POLL)
+    if mode is not None and mode.value == VhostMode.REQUIRED and managed.guest.emulated:
+        text = "the domain is emulated (type qemu): libvirt opens no vhost for it, and does not say so"
+        yield _row(managed, mode, (managed.nic.configured or {}).get(mode.path), Reason.UNSUPPORTED, text)
+    if poll is not None:
+        text = "libvirt cannot set it; only a QEMU without libvirt has it"
+        yield _row(managed, poll, None, Reason.UNSUPPORTED, text)
+    owners = dict.fromkeys(wish.policy for wish in wishes.values())
+    for owner in owners if needs_restart(managed) else ():
+        guest = policies[owner].guest
+        if guest is not None and guest.update is GuestUpdate.REPLUG:
+            wanted, subject = str(GuestUpdate.REPLUG), managed.identity.subject
+            yield Row(subject, "guest.update", wanted, None, Reason.UNSUPPORTED, NO_REPLUG, owner)
+
+
+def _audits(found: Findings, guest: Guest, nic: GuestNic, identity: Nic, policies: list[Policy]) -> None:
+    """What each Audit policy would change, as if it had won; what it wants is neither repaired nor restored."""
+    for policy in policies:
+        if policy.mode is not Mode.AUDIT:
+            continue
+        wanted = nics.wanted([policy], identity, mode=Mode.AUDIT)
+        found.rows += wanted.rows
+        managed = Managed(guest, nic, identity, wanted)
+        for setting, wish in managed.asked():
+            found.frozen.add(setting)
+            current = (nic.configured or {}).get(wish.path)
+            if nic.configured is not None and current != wish.value:
+                text = f"Audit: would {_sentence(wish, current)}"
+                found.rows.append(_row(managed, wish, current, Reason.AUDIT_ONLY, text))
+
+
+# --- what is no longer wanted ------------------------------------------------------------------------------
+
+
+def stale(found: Findings, recorded: Recorded) -> Mapping[str, list[Entry]]:
+    """The recorded settings that no policy wants any more, by NIC; what an Audit policy wants stays as it is."""
+    wanted = {entry.setting for entry in found.entries} | found.frozen
+    left: dict[str, list[Entry]] = {}
+    for setting, entry in recorded.guests.items():
+        if setting not in wanted:
+            left.setdefault(str(setting.target), []).append(entry)
+    return left
+
+
+def give_back(found: Findings, state: HostState, left: Mapping[str, list[Entry]], standing: Standing) -> None:
+    """Plan what was there before us. A guest or NIC that is gone is simply done; who cannot be asked is left alone."""
+    if state.guests is None:
+        return
+    if isinstance(state.guests, Unreadable | Unavailable):
+        found.rows += _waiting(left, state.guests)
+        return
+    there = {target_of(guest, nic): (guest, nic) for guest in state.guests.values() for nic in guest.nics}
+    for target, entries in left.items():
+        if target not in there:
+            found.forget += [entry.setting for entry in entries]
+            continue
+        guest, nic = there[target]
+        if nic.configured is None:  # running on without a definition: nothing of ours is left
+            found.forget += [entry.setting for entry in entries]
+        else:
+            _give_back(found, guest, nic, entries, standing)
+
+
+def _waiting(left: Mapping[str, list[Entry]], why: Unreadable | Unavailable) -> Iterator[Row]:
+    owners = dict.fromkeys(entry.policy for entries in left.values() for entry in entries)
+    for owner in owners:
+        text = f"what was there before cannot be put back: {why.reason}"
+        yield Row(f"policy/{owner}", "deletionPolicy", None, None, Reason.UNREADABLE, text, owner)
+
+
+def _give_back(found: Findings, guest: Guest, nic: GuestNic, entries: list[Entry], standing: Standing) -> None:
+    subject, returning = Nic(guest.name, nic.mac).subject, []
+    hold: Obstacle | None = standing.hold(guest.name)
+    for entry in entries:
+        current = (nic.configured or {}).get(entry.setting.key)
+        if entry.deletion is Deletion.RETAIN or current == entry.original:
+            found.forget.append(entry.setting)
+        elif not entry.is_ours(current):
+            text = f"left as it is: neither what {entry.policy} set nor what was there before"
+            found.skipped.append(_returned(subject, entry, current, Reason.FOREIGN, text))
+            found.forget.append(entry.setting)
+        elif hold:
+            found.rows.append(_returned(subject, entry, current, *hold))
+        else:
+            returning.append(entry)
+    if returning:
+        found.steps.append(_return_step(guest, nic, subject, returning))
+
+
+def _return_step(guest: Guest, nic: GuestNic, subject: str, entries: list[Entry]) -> Step:
+    configured = nic.configured or {}
+    change = SetGuestNic(
+        guest.name,
+        guest.uuid,
+        nic.mac,
+        nic.address,
+        tuple((entry.setting.key, entry.original) for entry in entries),
+        tuple((entry.setting.key, configured.get(entry.setting.key)) for entry in entries),
+    )
+    rows = tuple(
+        _returned(subject, entry, entry.wanted, None, f"put back {_word(entry.original)}") for entry in entries
+    )
+    settings = tuple((entry.setting, entry.original) for entry in entries)
+    return Step(change, settings, rows, entries[0].policy, restores=True)
+
+
+def _returned(subject: str, entry: Entry, current: Value | None, reason: Reason | None, message: str) -> Row:
+    return Row(subject, entry.setting.key, entry.original, current, reason, message, entry.policy)
+
+
+# --- for whoever asks about one setting --------------------------------------------------------------------
+
+
+def value(state: HostState, setting: Setting) -> Value | None:
+    """What a definition writes for a setting; None when it writes nothing, or nobody can tell."""
+    if isinstance(state.guests, Mapping):
+        uuid, _, mac = str(setting.target).partition("/")
+        guest = state.guests.get(uuid)
+        nic = next((each for each in guest.nics if each.mac == mac), None) if guest else None
+        return (nic.configured or {}).get(setting.key) if nic else None
+    return None

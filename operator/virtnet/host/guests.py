@@ -1,0 +1,257 @@
+"""The domains of libvirt as they are now, kept up to date by its events, and the settings of their NICs written.
+
+Whoever looks never waits for libvirt: he gets what is known, or why nothing is. A definition is changed NIC by NIC:
+libvirt has no compare-and-set, so what was decided on is compared again immediately before, and looked at after.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from virtnet import errors
+from virtnet.core import definitions
+from virtnet.core.definitions import Found
+from virtnet.core.model import Guest, SetGuestNic, Unavailable, Unreadable
+from virtnet.host import libvirt
+
+CHANGE_SECONDS = 4.0
+"""How long a change may take; an engine that is stopped meanwhile ends within 5."""
+FIRST_SECONDS = 10.0
+"""How long a command that is run once waits for the first look."""
+STALE_SECONDS = 240.0
+"""A change of a definition's devices has no event (`virsh attach-device --config`): look again when it is this long."""
+
+NOT_INSTALLED = (
+    "libvirt is here, and its Python module is not: pip install 'virtio-network-operator[libvirt]' (it is built from "
+    "source, with libvirt-dev, pkg-config and gcc)"
+)
+
+Known = Mapping[str, Guest] | Unreadable | Unavailable | None
+
+
+class Guests:
+    """The domains of the libvirt at `uri`. `told` is called, on another thread, when there is something new to see."""
+
+    def __init__(self, uri: str, *, patience: float = FIRST_SECONDS) -> None:
+        """`patience`: seconds that the first look waits for an answer; 0 for who is told when it is there."""
+        self.uri, self.patience = uri, patience
+        self.told: Callable[[], None] = _nobody
+        self._thread = libvirt.Thread(uri, self._opened, self._lost, self._hangs)
+        self._guests: dict[str, Guest] | None = None
+        self._why_not, self._slow = "", False
+        self._answered = threading.Event()
+        self._lock = threading.Lock()
+        self._looked = 0.0
+        self._started = False
+
+    def close(self) -> None:
+        self._thread.close()
+
+    def look(self) -> Known:
+        """What is known; None before anything is."""
+        if not self._started:
+            if not libvirt.is_installed():
+                return Unavailable(NOT_INSTALLED)
+            self._started = True
+            self._thread.start()
+        came = self._answered.wait(self.patience) if self.patience else True
+        with self._lock:
+            if self._why_not:
+                return Unreadable(self._why_not)
+            if self._slow or not came:
+                return Unreadable(f"libvirt at {self.uri} does not answer")
+            if self._guests is None:
+                return None
+            known = MappingProxyType(dict(self._guests))
+        if time.monotonic() - self._looked > STALE_SECONDS:
+            self._looked = time.monotonic()
+            self._refresh(self._read_all)
+        return known
+
+    def apply(self, change: SetGuestNic) -> None:
+        """Write into a definition; raises a `HostError`, `Gone` when it is no longer what was decided on."""
+
+        def work(connection: Any) -> None:
+            try:
+                write(connection, change)
+            finally:
+                self._read(connection, change.uuid)
+
+        self._thread.call(work, CHANGE_SECONDS)
+
+    # --- on libvirt's thread ---
+
+    def _opened(self, connection: Any) -> None:
+        for event in (libvirt.LIFECYCLE, libvirt.DEVICE_ADDED, libvirt.DEVICE_REMOVED):
+            connection.domainEventRegisterAny(None, event, self._heard, None)
+        self._read_all(connection)
+
+    def _heard(self, _: Any, domain: Any, *about: object) -> None:
+        """On the thread of events, which must make no call: libvirt would wait for itself."""
+        uuid = domain.UUIDString()
+        self._refresh(lambda connection: self._read(connection, uuid))
+
+    def _refresh(self, read: Callable[[Any], None]) -> None:
+        """Read again when there is time for it; what cannot be read is said."""
+
+        def work(connection: Any) -> None:
+            try:
+                with libvirt.translated():
+                    read(connection)
+            except errors.HostError as error:
+                self._lost(f"libvirt at {self.uri} cannot be read: {error}")
+
+        self._thread.submit(work)
+
+    def _lost(self, why: str) -> None:
+        with self._lock:
+            changed, self._why_not = why != self._why_not, why
+        self._answered.set()
+        if changed:
+            self.told()
+
+    def _hangs(self, slow: bool) -> None:
+        with self._lock:
+            self._slow = slow
+        self._answered.set()
+        self.told()
+
+    def _read_all(self, connection: Any) -> None:
+        networks: dict[str, str] = {}
+        found = {}
+        for domain in connection.listAllDomains():
+            guest = _guest(connection, domain, networks)
+            if guest is not None:
+                found[guest.uuid] = guest
+        self._looked = time.monotonic()
+        self._show(found)
+
+    def _read(self, connection: Any, uuid: str) -> None:
+        try:
+            with libvirt.translated():
+                guest = _guest(connection, connection.lookupByUUIDString(uuid), {})
+        except errors.Gone:
+            guest = None
+        others = {known: each for known, each in (self._guests or {}).items() if known != uuid}
+        self._show({**others, uuid: guest} if guest else others)
+
+    def _show(self, found: Mapping[str, Guest]) -> None:
+        """The same objects for what is the same."""
+        before = self._guests or {}
+        kept = {uuid: old if (old := before.get(uuid)) == guest else guest for uuid, guest in found.items()}
+        with self._lock:
+            changed = bool(self._why_not) or kept != self._guests
+            self._guests, self._why_not = kept, ""
+        self._answered.set()
+        if changed:
+            self.told()
+
+
+def _nobody() -> None:
+    """Who runs once asks by himself."""
+
+
+def _guest(connection: Any, domain: Any, networks: dict[str, str]) -> Guest | None:
+    """One domain; None when it went meanwhile."""
+    try:
+        with libvirt.translated():
+            definition = domain.XMLDesc(libvirt.XML_INACTIVE).encode() if domain.isPersistent() else None
+            live = domain.XMLDesc(0).encode() if domain.isActive() else None
+    except errors.Gone:
+        return None
+    if definition is None and live is None:
+        return None
+    try:
+        for name in definitions.networks(definition or live or b"") - networks.keys():
+            networks[name] = _bridge(connection, name)
+        known = {name: bridge for name, bridge in networks.items() if bridge}
+        return definitions.read(domain.UUIDString(), definition, live, known)
+    except errors.UsageError as error:
+        raise errors.Refused(f"the definition of {domain.name()} cannot be read: {error}") from error
+
+
+def _bridge(connection: Any, network: str) -> str:
+    """The bridge of a libvirt network, "" when there is none or it is not known."""
+    try:
+        with libvirt.translated():
+            return str(connection.networkLookupByName(network).bridgeName())
+    except errors.HostError:
+        return ""
+
+
+# --- writing -----------------------------------------------------------------------------------------------
+
+
+def write(connection: Any, change: SetGuestNic) -> None:
+    """Write the settings of one NIC, together, or each alone when libvirt refuses them together."""
+    try:
+        _write(connection, change)
+    except (errors.Refused, errors.NotSupported):
+        if len(change.values) == 1:
+            raise
+        _write_each(connection, change)
+
+
+def _write_each(connection: Any, change: SetGuestNic) -> None:
+    """One bad setting never blocks the others; the last refusal is raised."""
+    refused: errors.HostError | None = None
+    for value, seen in zip(change.values, change.seen, strict=True):
+        one = SetGuestNic(change.guest, change.uuid, change.mac, change.address, (value,), (seen,))
+        try:
+            _write(connection, one)
+        except (errors.Refused, errors.NotSupported) as error:
+            refused = error
+    if refused is not None:
+        raise refused
+
+
+def _write(connection: Any, change: SetGuestNic) -> None:
+    with libvirt.translated():
+        domain = connection.lookupByUUIDString(change.uuid)
+        found = _find(domain.XMLDesc(libvirt.XML_INACTIVE), change)
+        if _is_made(found, change):
+            return
+        _check_seen(found, change)
+        if found.alone:
+            domain.updateDeviceFlags(found.interface(change.values).decode(), libvirt.AFFECT_CONFIG)
+        else:
+            _define(connection, domain, change)
+        after = _find(domain.XMLDesc(libvirt.XML_INACTIVE), change)
+    _check_made(found, after, change)
+
+
+def _define(connection: Any, domain: Any, change: SetGuestNic) -> None:
+    """The whole definition, where libvirt cannot tell the NIC by its address: with its secrets, or they were lost."""
+    flags = libvirt.XML_INACTIVE | libvirt.XML_SECURE
+    document = domain.XMLDesc(flags)
+    found = _find(document, change)
+    _check_seen(found, change)
+    wanted = found.written(change.values).decode()
+    if domain.XMLDesc(flags) != document:
+        raise errors.Gone(f"the definition of {change.guest} was changed by somebody else at the same moment")
+    connection.defineXML(wanted)
+
+
+def _find(document: str, change: SetGuestNic) -> Found:
+    return definitions.find(document.encode(), change.mac, change.address)
+
+
+def _is_made(found: Found, change: SetGuestNic) -> bool:
+    return all(found.settings.get(path) == value for path, value in change.values)
+
+
+def _check_seen(found: Found, change: SetGuestNic) -> None:
+    """A concurrent edit wins: what is there now is planned anew."""
+    if any(found.settings.get(path) != value for path, value in change.seen):
+        raise errors.Gone(f"the definition of {change.guest} was changed by somebody else meanwhile")
+
+
+def _check_made(before: Found, after: Found, change: SetGuestNic) -> None:
+    """libvirt takes what it does not know, and drops it without a word."""
+    dropped = [path for path, value in change.values if after.settings.get(path) == before.settings.get(path) != value]
+    if dropped:
+        raise errors.NotSupported(f"this libvirt does not know {', '.join(dropped)}")

@@ -1,0 +1,249 @@
+"""libvirt on a thread of its own: every call to it is made there, so nobody else ever waits longer than he wants to.
+
+Two threads. One makes the calls, one after another; it connects anew, with growing pauses, whatever ended a connection.
+The other is libvirt's event loop: it hears of domains that are defined, started, stopped or migrated in, and of a
+connection that died. Both are daemon threads: a libvirtd that hangs does not keep the process from ending. The module
+`libvirt` is imported only here, and only once somebody asks for guests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from concurrent.futures import TimeoutError as TooLate
+from typing import Any, TypeVar
+
+from virtnet import errors
+
+SYSTEM = "qemu:///system"
+SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
+"""Where the system's libvirt listens: the one daemon of old, or the one for QEMU (virtqemud, libvirt 5.6)."""
+
+PAUSES = (0.5, 60.0)
+"""Seconds between attempts to connect, doubling."""
+KEEP_ALIVE = (5, 3)
+"""Seconds between questions whether the other side lives, and how many may stay without an answer."""
+SLOW_SECONDS = 5.0
+"""A call that takes longer is reported: libvirt hangs."""
+
+# From libvirt's public headers, where numbers never change.
+XML_SECURE, XML_INACTIVE = 1, 2  # virDomainXMLFlags
+AFFECT_CONFIG = 2  # virDomainModificationImpact
+LIFECYCLE, DEVICE_REMOVED, DEVICE_ADDED = 0, 15, 19  # virDomainEventID
+
+Result = TypeVar("Result")
+Job = Callable[[Any], Result]
+"""What is to be done with a connection (virConnect)."""
+
+
+def default_uri(root: str = "/") -> str | None:
+    """The system's libvirt when it listens here, else None."""
+    return SYSTEM if any(os.path.exists(root + path.lstrip("/")) for path in SOCKETS) else None
+
+
+def is_installed() -> bool:
+    """Whether the Python module is there; it is not imported to tell."""
+    return importlib.util.find_spec("libvirt") is not None
+
+
+class Thread:
+    """One connection to libvirt at `uri`, kept for ever, and the thread that uses it.
+
+    `opened` is called on that thread with each new connection, `lost` with a sentence when there is none any more, and
+    `slow` on any thread when a call takes too long (True) and when it is over (False).
+    """
+
+    def __init__(
+        self, uri: str, opened: Callable[[Any], None], lost: Callable[[str], None], slow: Callable[[bool], None]
+    ) -> None:
+        self.uri, self._opened, self._lost, self._slow = uri, opened, lost, slow
+        self._jobs: list[tuple[Future[Any], Job[Any]]] = []
+        self._something = threading.Condition()
+        self._broken = self._closed = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin; starting twice is success."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="libvirt", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Ask both threads to end, and wait for neither."""
+        with self._something:
+            self._closed = True
+            self._something.notify()
+
+    def submit(self, job: Job[Result]) -> Future[Result]:
+        """Have something done when there is a connection; a job that is cancelled before it began never begins."""
+        future: Future[Result] = Future()
+        with self._something:
+            self._jobs.append((future, job))
+            self._something.notify()
+        return future
+
+    def call(self, job: Job[Result], within: float) -> Result:
+        """Have something done within so many seconds; raises `Temporary` when it is late, or as `translated`."""
+        future = self.submit(job)
+        try:
+            return future.result(within)
+        except TooLate:
+            future.cancel()
+            raise errors.Temporary(f"libvirt at {self.uri} does not answer") from None
+
+    # --- the thread ---
+
+    def _run(self) -> None:
+        pause = PAUSES[0]
+        while not self._closed:
+            try:
+                with translated(), self._watched():
+                    connection = self._connect()
+                    self._opened(connection)
+            except errors.HostError as error:
+                self._lost(f"libvirt at {self.uri} cannot be asked: {error}")
+                self._fail_all(errors.Temporary(str(error)))
+                self._sleep(pause * random.uniform(0.8, 1.2))
+                pause = min(pause * 2, PAUSES[1])
+                continue
+            pause = PAUSES[0]
+            self._serve(connection)
+            with contextlib.suppress(errors.HostError), translated():
+                connection.close()
+
+    def _connect(self) -> Any:
+        import libvirt
+
+        _start_events()
+        connection = libvirt.openAuth(self.uri, [[], lambda *_: -1, None], 0)
+        connection.registerCloseCallback(self._died, None)
+        with contextlib.suppress(libvirt.libvirtError):  # a driver within this process has no other side
+            connection.setKeepAlive(*KEEP_ALIVE)
+        self._broken = False
+        return connection
+
+    def _died(self, *_: object) -> None:
+        """On the thread of events."""
+        with self._something:
+            self._broken = True
+            self._something.notify()
+
+    def _serve(self, connection: Any) -> None:
+        """Do jobs until the connection is broken."""
+        while True:
+            with self._something:
+                while not (self._jobs or self._broken or self._closed):
+                    self._something.wait()
+                if self._closed or self._broken:
+                    break
+                future, job = self._jobs.pop(0)
+            if future.set_running_or_notify_cancel():
+                self._do(future, job, connection)
+        if self._broken:
+            self._lost(f"the connection to libvirt at {self.uri} broke")
+
+    def _do(self, future: Future[Any], job: Job[Any], connection: Any) -> None:
+        try:
+            with translated(), self._watched():
+                result = job(connection)
+        except errors.VirtnetError as error:
+            future.set_exception(error)
+        except BaseException as error:
+            future.set_exception(error)
+            raise
+        else:
+            future.set_result(result)
+        if not connection.isAlive():
+            self._died()
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Say that libvirt hangs while it does."""
+        late = threading.Event()
+
+        def tell() -> None:
+            late.set()
+            self._slow(True)
+
+        timer = threading.Timer(SLOW_SECONDS, tell)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+            if late.is_set():
+                self._slow(False)
+
+    def _fail_all(self, error: errors.HostError) -> None:
+        with self._something:
+            jobs, self._jobs = self._jobs, []
+        for future, _ in jobs:
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+
+    def _sleep(self, seconds: float) -> None:
+        end = time.monotonic() + seconds
+        with self._something:
+            while not self._closed and (left := end - time.monotonic()) > 0:
+                self._something.wait(left)
+
+
+# --- the module, once for the process ----------------------------------------------------------------------
+
+_events = threading.Lock()
+_event_thread: list[threading.Thread] = []
+
+
+def _start_events() -> None:
+    """libvirt's own event loop, which has to be there before a connection is opened."""
+    import libvirt
+
+    with _events:
+        if not _event_thread:
+            libvirt.registerErrorHandler(lambda *_: None, None)  # or it prints each error to standard error
+            libvirt.virEventRegisterDefaultImpl()
+            _event_thread.append(threading.Thread(target=_run_events, name="libvirt-events", daemon=True))
+            _event_thread[0].start()
+
+
+def _run_events() -> None:
+    import libvirt
+
+    while True:
+        libvirt.virEventRunDefaultImpl()
+
+
+@contextlib.contextmanager
+def translated() -> Iterator[None]:
+    """libvirt's errors as `HostError`s: virErrorNumber in libvirt's include/libvirt/virterror.h."""
+    import libvirt
+
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise _kind(libvirt, error.get_error_code())(_sentence(error)) from error
+
+
+def _kind(libvirt: Any, code: int | None) -> type[errors.HostError]:
+    known: tuple[tuple[type[errors.HostError], str], ...] = (
+        (errors.Gone, "NO_DOMAIN NO_NETWORK"),
+        (errors.NotSupported, "NO_SUPPORT OPERATION_UNSUPPORTED CONFIG_UNSUPPORTED ARGUMENT_UNSUPPORTED"),
+        (errors.NotPermitted, "AUTH_FAILED AUTH_CANCELLED AUTH_UNAVAILABLE ACCESS_DENIED OPERATION_DENIED"),
+        (errors.Refused, "XML_ERROR XML_DETAIL XML_INVALID_SCHEMA INVALID_ARG OPERATION_INVALID OPERATION_FAILED"),
+    )
+    for kind, names in known:
+        if code in {getattr(libvirt, f"VIR_ERR_{name}", None) for name in names.split()}:
+            return kind
+    return errors.Temporary
+
+
+def _sentence(error: Any) -> str:
+    text = error.get_error_message() or str(error)
+    return " ".join(str(text).split())
