@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Protocol
 
 from virtnet import errors
-from virtnet.core import domains, links, modules, resolve
+from virtnet.core import domains, links, modules, nics, resolve
 from virtnet.core import plan as planning
 from virtnet.core.model import (
     DONE,
@@ -186,6 +186,8 @@ def _interest(policies: tuple[Policy, ...], recorded: Recorded) -> Interest:
         addresses=asked.addresses or any(made.kind == "bridge" for made in recorded.made.values()),
         module=asked.module or bool(recorded.module),
         guests=any(map(domains.asks, policies)) or bool(recorded.guests),
+        running=any(map(nics.asks, policies)),
+        fingerprint=True,
     )
 
 

@@ -259,7 +259,7 @@ def test_an_audit_policy_is_told_of_it_and_is_not_in_force() -> None:
 
 
 def test_an_entry_says_wanted_configured_and_effective() -> None:
-    (entry,) = running.entries([REQUIRED], host(qemu(f"{NETDEV},vhost=on", vhost=1)))
+    (entry,) = running.entries([REQUIRED], host(qemu(f"{NETDEV},vhost=on", vhost=1)), ())
     assert (entry["name"], entry["mac"], entry["tap"], entry["restartRequired"]) == ("web1", MAC, "tap0", False)
     assert (entry["wanted"], entry["configured"]["vhost.mode"]) == ({"vhost.mode": "Required"}, "Required")
     assert "vhost.mode" not in entry["effective"]
@@ -268,4 +268,4 @@ def test_an_entry_says_wanted_configured_and_effective() -> None:
 
 def test_a_nic_of_which_nobody_asks_anything_has_no_entry() -> None:
     other = replace(REQUIRED, bridge=None, guest=GuestSpec(match=GuestMatch(macs=("52:54:00:00:00:99",))))
-    assert running.entries([other], host(qemu())) == []
+    assert running.entries([other], host(qemu()), ()) == []

@@ -540,6 +540,7 @@ class Interest:
     addresses: bool = False
     module: bool = False
     users: bool = False  # processes that hold taps and vhost devices: a walk over /proc
+    fingerprint: bool = False
     running: bool = False  # running virtual machines, with what proves how they run: a walk over /proc
     untold_drivers: bool = False  # of links whose kind is not their driver's name; `drivers` are those of all links
     guests: bool = False  # libvirt's domains

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from virtnet.core import creations, domains, dragged, links, modules, offloads, restore, select
+from virtnet.core import creations, domains, dragged, links, modules, offloads, restore, running, select
 from virtnet.core.links import Scene
 from virtnet.core.model import (
     EMPTY,
@@ -95,6 +95,7 @@ def make_plan(
     builder.creations()
     builder.links()
     builder.guests()
+    builder.running()
     builder.audits()
     builder.removals()
     return builder.plan()
@@ -446,6 +447,10 @@ class _Builder:
         if news:
             self.originals.append((None, news))
 
+    def running(self) -> None:
+        """What a QEMU without libvirt was started with is reported, never changed."""
+        self.rows += running.rows(self.desired.policies.values(), self.scene.state)
+
     def _take_guests(self, left: Mapping[str, list[Entry]]) -> None:
         domains.give_back(self.found, self.scene.state, left, self.standing)
         self.steps += self.found.steps
@@ -458,7 +463,7 @@ class _Builder:
 
     def audits(self) -> None:
         for audit in self.desired.audits:
-            state = replace(self.scene.state, guests=None)  # what it would do to guests has been said
+            state = replace(self.scene.state, guests=None, running=())  # what it would do to guests has been said
             imagined = make_plan(replace(audit, audits=()), state, Recorded())
             self.rows += imagined.blocked
             for row in imagined.pending:

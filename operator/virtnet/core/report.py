@@ -13,11 +13,12 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
 
-from virtnet.core import managed
+from virtnet.core import managed, running
 from virtnet.core.model import (
     DONE,
     EMPTY,
     FAILING,
+    Fingerprint,
     HostState,
     ModuleState,
     Policy,
@@ -72,7 +73,7 @@ _LEAST_FAILING = _SEVERITY[FAILING[-1]]
 
 # As ASCII, which is never shorter than what is sent as UTF-8.
 _encode = json.JSONEncoder(separators=(",", ":")).encode
-_ROOM_FOR_OMITTED = len(_encode({"omitted": {"links": LIMIT, "settings": LIMIT}}))
+_ROOM_FOR_OMITTED = len(_encode({"omitted": {"links": LIMIT, "guests": LIMIT, "settings": LIMIT}}))
 
 
 # --- rows --------------------------------------------------------------------------------------------------
@@ -164,7 +165,8 @@ def node_state(
     left to be put back, or something still is.
 
     What is too much is left out, and counted in `omitted`: links that are as asked, then other links (their settings
-    say more), then settings from the least severe. Conditions and policies are never left out.
+    say more), guests' NICs, first those that wait for no restart, then settings from the least severe. Conditions,
+    policies and the fingerprint are never left out.
     """
     found = merge(rows)
     conditions = (
@@ -181,11 +183,18 @@ def node_state(
     }
     if state.module is not None:
         status["vhost"] = _vhost(state.module)
+    if state.fingerprint is not None and (bits := _fingerprint(state.fingerprint)):
+        status["fingerprint"] = bits
     status["agent"] = dict(agent)
     status["counts"] = _counts(desired, found)
     since = _times(previous, "settings", NEWS, "since")
     worst_first = sorted(found, key=severity, reverse=True)
     _fill(status, "settings", len(found), (_setting(row, since, now) for row in worst_first))
+    waiting = {row.subject for row in found if row.reason is Reason.RESTART_REQUIRED}
+    guests = running.entries(desired.policies.values(), state, waiting)
+    if guests:
+        status["guests"] = []
+        _fill(status, "guests", len(guests), iter(guests))
     links = managed.of(desired, state, {row.subject.removeprefix("link/") for row in found})
     _fill(status, "links", len(links), managed.entries(state, links))
     status["settings"].sort(key=_display)
@@ -362,6 +371,11 @@ def _clipped(text: str, longest: int) -> str:
 def _listed(names: list[str]) -> list[str]:
     more = len(names) - MOST_NAMES
     return [*names[:MOST_NAMES], f"and {more} more"] if more > 0 else names
+
+
+def _fingerprint(found: Fingerprint) -> dict[str, str]:
+    bits = {"tun": found.tun, "vhost": found.vhost}
+    return {name: f"{value:#x}" for name, value in bits.items() if value is not None}
 
 
 def _vhost(module: ModuleState) -> dict[str, Any]:

@@ -7,7 +7,7 @@ guest's driver starts anything. A process without such a descriptor cannot use v
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
@@ -241,16 +241,18 @@ def _audit(policy: Policy, nic: RunningNic, configured: Configured) -> Iterator[
         yield replace(row, reason=Reason.AUDIT_ONLY)
 
 
-def entries(policies: Iterable[Policy], state: HostState) -> list[dict[str, Any]]:
-    """The NICs of which something is wanted, as the node state shows them; those that wait for a restart first."""
+def entries(policies: Iterable[Policy], state: HostState, waiting: Container[str]) -> list[dict[str, Any]]:
+    """The NICs of which something is wanted, as the node state shows them; those that wait for a restart first.
+
+    `waiting` are the subjects of rows that say `RestartRequired`.
+    """
     policies = tuple(policies)
-    found = [_entry(nic, wishes, state) for nic in find(state) if (wishes := wanted(policies, nic)).wishes]
+    found = [_entry(nic, wishes, state, waiting) for nic in find(state) if (wishes := wanted(policies, nic)).wishes]
     return sorted(found, key=lambda entry: not entry["restartRequired"])
 
 
-def _entry(nic: RunningNic, found: Wanted, state: HostState) -> dict[str, Any]:
+def _entry(nic: RunningNic, found: Wanted, state: HostState, waiting: Container[str]) -> dict[str, Any]:
     wishes = {path: wish.value for path, wish in found.wishes.items()}
-    waits = nic.configured is not None and any(guests.compare(nic.configured, nic.identity, found))
     return {
         "name": nic.identity.guest or str(nic.running.process),
         "mac": nic.identity.mac,
@@ -259,5 +261,5 @@ def _entry(nic: RunningNic, found: Wanted, state: HostState) -> dict[str, Any]:
         "configured": configured(nic, wishes),
         "effective": effective(nic, state),
         "vhostEvidence": str(nic.evidence)[:253],
-        "restartRequired": waits,
+        "restartRequired": nic.identity.subject in waiting,
     }

@@ -30,7 +30,15 @@ from virtnet.host.state import StateDir
 
 STATUS = "state.json"
 EVERYTHING = Interest(
-    drivers=True, rings=True, channels=True, rx_frames=True, addresses=True, module=True, users=True, running=True
+    drivers=True,
+    rings=True,
+    channels=True,
+    rx_frames=True,
+    addresses=True,
+    module=True,
+    users=True,
+    fingerprint=True,
+    running=True,
 )
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 

@@ -17,6 +17,7 @@ from virtnet.host import (
     addresses,
     bridges,
     evidence,
+    fingerprint,
     links,
     modules,
     namespaces,
@@ -117,6 +118,8 @@ class LinuxHost:
             holders = processes.look(self.namespace.path)
             users = holders.vhost
             extras["holders"] = {i: holders.taps[link.name] for i, link in found.items() if link.name in holders.taps}
+        if interest.fingerprint:
+            extras["fingerprint"] = fingerprint.read()
         if interest.running:
             extras["running"] = evidence.look(self.namespace.path)
         if interest.guests and self.guests is not None:
