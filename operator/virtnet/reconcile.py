@@ -410,7 +410,8 @@ class _Pass:
         reason, text = failure
         if reason in FINAL:
             for setting, wanted in step.settings:
-                refusals[setting] = Refusal(wanted, _current(state, setting), reason, text)
+                refused = setting in self.failures
+                refusals[setting] = Refusal(wanted, _current(state, setting), reason, text, by_error=refused)
         return [replace(row, reason=reason, message=text) for row in step.rows]
 
 

@@ -394,6 +394,25 @@ def test_what_the_driver_refuses_is_not_asked_for_again_also_after_a_restart(tmp
     run(story)
 
 
+def test_what_a_missing_right_refused_is_tried_again_after_a_restart(bench: Bench) -> None:
+    def which(change: object) -> bool:
+        return isinstance(change, SetTxQueueLength) and change.link.name == "tap0"
+
+    async def story() -> None:
+        bench.host.fail(which, errors.NotPermitted("CAP_NET_ADMIN is needed"))
+        async with bench.running(GRO) as engine:
+            assert bench.reasons() == ["link/tap0 tap.txQueueLength Refused"]
+            engine.wake("somebody asks")
+            await bench.passes()
+        bench.host.heal()
+        bench.start()
+        async with bench.running(GRO):
+            await bench.until(lambda: "txqlen=500" in bench.host.words("tap0"))
+            await bench.until(lambda: bench.reasons() == [])
+
+    run(story)
+
+
 def test_a_refusal_is_forgotten_when_somebody_changes_the_value(tmp_path: Path) -> None:
     bench = Bench(tmp_path, "eth0 mlx5_core")
 

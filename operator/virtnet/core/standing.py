@@ -16,12 +16,16 @@ Obstacle = tuple[Reason, str]
 
 @frozen
 class Refusal:
-    """The driver answered `answered` to `wanted`, without an error: asking again would only reset the link."""
+    """The driver answered `answered` to `wanted`: asking again would only reset the link.
+
+    `by_error`: it was an error that said so, a missing right perhaps. Whoever is started anew tries that once more.
+    """
 
     wanted: Value | None
     answered: Value | None
     reason: Reason
     message: str
+    by_error: bool = False
 
 
 @dataclass(frozen=True, slots=True)

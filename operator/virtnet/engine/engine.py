@@ -319,7 +319,7 @@ class Engine:
         known = [
             records.Refusal(setting, there[setting.target].name, refusal.wanted, refusal.answered)
             for setting, refusal in kept.items()
-            if isinstance(setting.target, int) and refusal.wanted is not None
+            if isinstance(setting.target, int) and refusal.wanted is not None and not refusal.by_error
         ]
         try:
             records.write_refusals(self.state, self.host.identity(), known)
