@@ -5,6 +5,9 @@ BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
 
+# These tests wait more than they work: three at a time, each in network namespaces of its own.
+AT_ONCE := -n 3
+
 # ethtool, ip and modprobe live in sbin, which a plain user's PATH lacks on Debian.
 export PATH := $(PATH):/usr/sbin:/sbin
 
@@ -23,7 +26,7 @@ not-run = case ";$$VIRTNET_ALLOW_SKIPS;" in \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check unit flow kernel kernel-as-root kernel-as-user guests lab cluster cluster-up cluster-load cluster-down bench crds manifests chart fuzz tools clean
+.PHONY: help demo test check unit flow api kernel kernel-as-root kernel-as-user guests lab cluster cluster-up cluster-load cluster-down bench crds manifests chart fuzz tools clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -31,7 +34,7 @@ help:
 demo: $(READY) tools  ## the whole story in the terminal, in a namespace of its own
 	@$(BIN)/python scripts/demo.py
 
-test: check unit flow kernel guests lab chart cluster  ## everything, from fast to slow: what continuous integration runs
+test: check unit flow api kernel guests lab chart cluster  ## everything, from fast to slow: what continuous integration runs
 
 check: $(READY)  ## format, lint, types and the direction of imports
 	$(BIN)/ruff format --check .
@@ -40,20 +43,23 @@ check: $(READY)  ## format, lint, types and the direction of imports
 	$(BIN)/lint-imports --no-logo
 
 unit: $(READY)  ## the deciding parts, without a host
-	$(PYTEST) tests/unit --session-timeout=120
+	$(PYTEST) tests/unit --session-timeout=600
 
 flow: $(READY)  ## random walks over policies on a strict fake host
-	$(PYTEST) tests/flow --session-timeout=300
+	$(PYTEST) tests/flow --session-timeout=600
+
+api: $(READY)  ## the agent and the controller, with an API server that fails in every way
+	$(PYTEST) tests/agent tests/controller $(AT_ONCE) --session-timeout=900
 
 kernel: kernel-as-root kernel-as-user  ## the real kernel in network namespaces, as root and as a plain user
 
 kernel-as-root: $(READY) tools
-	@if [ "$$(id -u)" = 0 ]; then set -x; $(PYTEST) tests/kernel --session-timeout=600; \
+	@if [ "$$(id -u)" = 0 ]; then set -x; $(PYTEST) tests/kernel $(AT_ONCE) --session-timeout=1200; \
 	else $(call not-run,tests/kernel as root); fi
 
 kernel-as-user: $(READY) tools
 	@if scripts/as-plain-user true; then set -x; \
-	scripts/as-plain-user $(PYTEST) tests/kernel --session-timeout=600 -p no:cacheprovider; \
+	scripts/as-plain-user $(PYTEST) tests/kernel $(AT_ONCE) --session-timeout=1200 -p no:cacheprovider; \
 	else $(call not-run,tests/kernel as a plain user); fi
 
 guests: $(READY) tools  ## what libvirt and QEMU themselves say: schema, definitions, a QEMU that is started
