@@ -92,6 +92,18 @@ def test_a_holder_that_is_killed_is_succeeded_when_its_lease_has_run_out_and_not
     asyncio.run(story())
 
 
+def test_who_begins_anew_under_its_name_goes_on_at_once() -> None:
+    async def story() -> None:
+        async with replicas("a", "a") as (server, (before, after)):
+            await end(await keeping(before))
+            began = time.monotonic()
+            await after.acquire()
+            assert time.monotonic() - began < SHORT.lease / 2
+            assert server.objects["leases"].get(NAME, NS)["spec"]["leaseTransitions"] == 0
+
+    asyncio.run(story())
+
+
 @pytest.mark.parametrize("outage", ["refused", "hanging", "500"])
 def test_a_holder_that_cannot_renew_gives_up_before_anybody_else_may_take_over(outage: str) -> None:
     async def story() -> None:

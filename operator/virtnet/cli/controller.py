@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import signal
 import socket
 import sys
@@ -56,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
     add = found.add_argument
     add("--namespace", metavar="NS", help="where the agents' pods and the lease are (default: this pod's)")
     add("--lease-name", default=LEASE, metavar="NAME", help=f"who holds it works (default {LEASE})")
-    add("--identity", metavar="NAME", help="of this replica (default: the host name)")
+    add("--identity", metavar="NAME", help="of this process, and of no other that runs (default: made up)")
     add("--listen", default=LISTEN, metavar="ADDRESS:PORT", help=f"/healthz /readyz /metrics (default {LISTEN})")
     add("--kubeconfig", metavar="FILE", help="the cluster (default: the one this pod runs in)")
     add("--log-format", choices=("text", "json"), default="text")
@@ -83,8 +82,8 @@ async def _main(arguments: argparse.Namespace) -> int:
         loop.add_signal_handler(number, handler)
     connection = Connection.find(arguments.kubeconfig)
     namespace = arguments.namespace or connection.server.namespace or NAMESPACE
-    name = arguments.identity or socket.gethostname() or str(os.getpid())
-    right = Lease(connection, namespace, arguments.lease_name, f"{name}_{uuid.uuid4()}")
+    name = arguments.identity or f"{socket.gethostname()}_{uuid.uuid4()}"
+    right = Lease(connection, namespace, arguments.lease_name, name)
     controller = Controller(connection, namespace, name)
     served = await site.start(arguments.listen, pages(controller, right))
     try:

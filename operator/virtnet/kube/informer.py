@@ -64,21 +64,28 @@ class Informer(Generic[T]):
 
     async def run(self) -> NoReturn:
         """Until cancelled. The API server may be gone for as long as it likes."""
-        pauses = iter(Backoffs())
+        pauses, failures = iter(Backoffs()), 0
         while True:
             try:
                 self._version = self._version or await self._list()
                 async for event in self._watch():
                     self._hear(event)
-                    pauses = iter(Backoffs())
+                    pauses, failures = iter(Backoffs()), 0
                 await asyncio.sleep(random.uniform(0.0, 1.0))
             except errors.ApiError as error:
-                if isinstance(error, errors.Expired):
-                    self._version = ""
-                self.obstacle = str(error)
-                self._cut()
-                log.log(logging.DEBUG if isinstance(error, errors.Expired) else logging.WARNING, "%s", error)
+                failures += 1
+                self._fail(error, failures)
                 await asyncio.sleep(next(pauses))
+
+    def _fail(self, error: errors.ApiError, failures: int) -> None:
+        """One failure is no outage: a watch that ended in whatever way goes on where it was, and misses nothing."""
+        expired = isinstance(error, errors.Expired)
+        if expired:
+            self._version = ""
+        if expired or failures > 1:
+            self.obstacle = str(error)
+            self._cut()
+        log.log(logging.WARNING if failures > 1 else logging.DEBUG, "%s", error)
 
     async def _list(self) -> str:
         """Everything, page by page; the version to watch from."""

@@ -33,7 +33,10 @@ class Times:
 
 
 class Lease:
-    """The right to work, as a Lease object. `identity` is another one for each replica and each of its lives."""
+    """The right to work, as a Lease object. No two processes have the same `identity` at the same time.
+
+    One that has the identity of its former life (a container that its pod began anew) goes on with the lease at once.
+    """
 
     def __init__(
         self,
