@@ -132,9 +132,9 @@ class Objects:
                 raise Missing(f'{self.kind.plural} "{name}" not found')
             self.create({"metadata": {"name": name}}, namespace)
         before = self.get(name, namespace)
-        for field in ("uid", "resourceVersion"):
-            if wanted["metadata"].get(field, before["metadata"][field]) != before["metadata"][field]:
-                raise Taken(f"the {field} is another one by now; please apply your changes to the latest version")
+        for name_of in ("uid", "resourceVersion"):
+            if wanted["metadata"].get(name_of, before["metadata"][name_of]) != before["metadata"][name_of]:
+                raise Taken(f"the {name_of} is another one by now; please apply your changes to the latest version")
         known = (namespace, name, manager, subresource)
         kept = _without(before, self.applied.get(known, {}), wanted, "")
         after = self._change(before, _laid_over(kept, wanted, ""), namespace, subresource)

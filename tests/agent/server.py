@@ -66,6 +66,8 @@ class ApiServer:
     """Requests are taken and never answered, and no watch is told anything."""
     resetting: bool = False
     """Requests are taken, and their connections cut off."""
+    brief: bool = False
+    """Watches are begun well, and end at once."""
     terminating: set[str] = field(default_factory=set)
     """Plurals whose definition is being deleted."""
     removed: set[str] = field(default_factory=set)
@@ -289,7 +291,7 @@ class ApiServer:
             except TooOld as error:
                 yield Event(version, "ERROR", {"kind": "Status", "code": 410, "message": str(error)})
                 return
-            if objects.kind.plural in self.removed:
+            if objects.kind.plural in self.removed or self.brief:
                 return
             try:
                 async with asyncio.timeout(min(BOOKMARK_SECONDS, max(0.01, end - time.monotonic()))):

@@ -258,24 +258,27 @@ class Agent:
             if not missing:
                 return
             try:
-                await self._forget(missing)
-                return
+                if await self._forget(missing):
+                    return
             except errors.ApiError as error:
                 log.info("whether %s is deleted is not known yet: %s", ", ".join(sorted(missing)), error)
             await asyncio.sleep(seconds)
 
-    async def _forget(self, missing: Collection[str]) -> None:
-        if POLICIES.plural not in await self.connection.kinds(POLICIES.api_version):
-            self._orphans_until = None
-            self.admission.orphan(missing)
-        else:
+    async def _forget(self, missing: Collection[str]) -> bool:
+        """Forget those that are deleted; whether there are policies at all on this server, so that this is known."""
+        served = POLICIES.plural in await self.connection.kinds(POLICIES.api_version)
+        if served:
             listed = await self.connection.list(POLICIES, names_only=True)
             gone = set(missing) - {each["metadata"]["name"] for each in listed}
             gone = gone.difference(self._spared(gone))
             self.admission.forget(gone)
             if gone:
                 log.info("no longer there: policy %s", ", ".join(sorted(gone)))
+        else:
+            self._orphans_until = None
+            self.admission.orphan(missing)
         self._enforce_soon()
+        return served
 
     def _spared(self, gone: Collection[str]) -> Collection[str]:
         """Those that went with their definition have some time to come back after it."""

@@ -91,7 +91,9 @@ class Connection:
             await self._wait_for_turn(request)
             if session.closed:
                 raise RuntimeError("Session is closed")  # as aiohttp says it, and kopf understands it
-            response = await send(request)
+            # Also a watch is begun at once. kopf would wait for that as long as for the next event.
+            async with asyncio.timeout(ANSWER_SECONDS):
+                response = await send(request)
             self._notice(request, response)
             return response
 
