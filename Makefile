@@ -26,7 +26,7 @@ not-run = case ";$$VIRTNET_ALLOW_SKIPS;" in \
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check unit flow api kernel kernel-as-root kernel-as-user guests lab cluster cluster-up cluster-load cluster-down bench crds manifests chart fuzz tools clean
+.PHONY: help demo test check unit flow api kernel kernel-as-root kernel-as-user guests lab cluster cluster-up cluster-load cluster-down bench bench-fleet crds manifests chart fuzz tools clean
 
 help:
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
@@ -85,6 +85,9 @@ cluster-down: $(READY)  ## end it
 
 bench: $(READY) tools  ## measure, and write docs/performance.md
 	$(BIN)/python -m tests.bench
+
+bench-fleet: $(READY) tools  ## a thousand agents on a real API server; writes docs/performance-fleet.md
+	$(BIN)/python -m tests.bench.fleet
 
 crds: $(READY)  ## write crds/ from the models, and the copies in the chart and in config/
 	for place in crds config/crds charts/virtio-network-operator/files/crds; do $(BIN)/virtnet crds --output $$place; done
