@@ -92,6 +92,10 @@ def path(
     node_name: NodeName = None,
     node_label: NodeLabels = None,
     output: PathFormat = PathForm.TABLE,
+    qmp: Annotated[
+        list[str] | None,
+        typer.Option("--qmp", metavar="SOCKET", help="Ask the QEMU behind its own QMP socket too; repeatable."),
+    ] = None,
 ) -> None:
     """Show the whole path of a guest's NIC, hop by hop.
 
@@ -100,7 +104,7 @@ def path(
     """
     from virtnet.cli import path as command
 
-    _leave(command.run(name, policies or (), where.where(netns, state_dir, node_name, node_label), output))
+    _leave(command.run(name, policies or (), where.where(netns, state_dir, node_name, node_label), output, qmp or ()))
 
 
 @app.command()

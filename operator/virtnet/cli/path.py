@@ -1,4 +1,4 @@
-"""The command `path`: the whole path of guests' NICs as a picture of hops; it changes nothing and asks no guest."""
+"""The command `path`: the whole path of guests' NICs as a picture of hops; it changes nothing."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from virtnet.cli import inspecting, policies, terminal
@@ -14,6 +15,7 @@ from virtnet.cli.tables import BAD, GOOD, HEADING, QUIET, SETTLED, text
 from virtnet.cli.where import Where
 from virtnet.core import path as paths
 from virtnet.core.path import Hop, Path, Switch
+from virtnet.host import qmp
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,8 +36,8 @@ _TITLE = 9
 _FONTS = re.compile(r"\s*@font-face\s*\{[^}]*\}")
 
 
-def run(name: str | None, files: Sequence[str], place: Where, form: PathForm) -> int:
-    """Always 0 when the path could be looked at: what breaks it is news, not an error."""
+def run(name: str | None, files: Sequence[str], place: Where, form: PathForm, sockets: Sequence[str] = ()) -> int:
+    """Always 0 when the path could be looked at: what breaks it is news, not an error. `sockets` are QMP's."""
     wanted = policies.read(files) if files else None
     policies.say_doubts(wanted or ())
     with place.open(write=False) as workplace:
@@ -43,7 +45,8 @@ def run(name: str | None, files: Sequence[str], place: Where, form: PathForm) ->
         for notice in workplace.notices:
             terminal.say(notice)
     plans = paths.Plans(tuple(found.look.desired.policies.values()), found.look.desired, found.rows or ())
-    traced = paths.trace(found.state, plans, name)
+    state = replace(found.state, running=qmp.tell(found.state.running, sockets)) if sockets else found.state
+    traced = paths.trace(state, plans, name)
     if form is PathForm.JSON:
         print(json.dumps([to_json(path) for path in traced], indent=2))
     elif form is PathForm.SVG:
@@ -127,7 +130,7 @@ def _show_path(console: Console, path: Path) -> None:
             console.print(line)
     console.print()
     if path.sentence:
-        console.print(text(f"  ✗ {path.sentence}", f"bold {BAD}"))
+        console.print(text(f"  ✗ {path.sentence}", f"bold {BAD}"), soft_wrap=True)
     elif any(switch.wanted is not None for hop in path.hops for switch in hop.switches):
         console.print(text("  ✓ the path is as the policies want it", GOOD))
     else:
@@ -170,7 +173,12 @@ def _wrapped(head: Text, parts: Sequence[Text], width: int) -> Iterator[Text]:
 
 
 def _pieces(part: Text, room: int) -> Sequence[Text]:
-    return [part] if part.cell_len <= room else list(part.wrap(_ruler(), room))
+    return [part] if part.cell_len <= room else [_trimmed(piece) for piece in part.wrap(_ruler(), room)]
+
+
+def _trimmed(piece: Text) -> Text:
+    piece.rstrip()
+    return piece
 
 
 def _ruler() -> Console:

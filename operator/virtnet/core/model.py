@@ -433,8 +433,8 @@ class Told:
     """One virtio NIC as its QEMU tells by QMP (x-query-virtio-status, qom-get). `peer` is the id of its -netdev.
 
     `started` is `vhost-started`, the only proof that vhost works. `offered` and `accepted` are feature names without
-    the prefix (VIRTIO_NET_F_CSUM is CSUM, VIRTIO_F_VERSION_1 is VERSION_1). `rings` are the negotiated sizes of the
-    virtqueues in their order, `msix` whether the guest has switched MSI-X on; None where QEMU does not say.
+    their prefix (VIRTIO_NET_F_CSUM is CSUM, VIRTIO_RING_F_EVENT_IDX is EVENT_IDX). `rings` are the negotiated sizes of
+    the virtqueues in their order. QEMU does not tell whether the guest uses MSI-X.
     """
 
     mac: str
@@ -444,7 +444,6 @@ class Told:
     offered: frozenset[str] = frozenset()
     accepted: frozenset[str] = frozenset()
     rings: tuple[int, ...] = ()
-    msix: bool | None = None
 
 
 @frozen

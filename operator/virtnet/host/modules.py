@@ -319,7 +319,9 @@ def _disk(path: str) -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EROFS:
             directory = os.path.dirname(path)
-            text = f"{path} cannot be changed: {error.strerror} (in a container: the host's {directory} must be mounted)"
+            text = (
+                f"{path} cannot be changed: {error.strerror} (in a container: the host's {directory} must be mounted)"
+            )
             raise NotPermitted(text) from error
         if error.errno in {errno.EACCES, errno.EPERM}:
             raise NotPermitted(f"{path} cannot be changed: {error.strerror}") from error
