@@ -54,8 +54,9 @@ class Entry:
     @property
     def failing(self) -> Fault | None:
         """The newest failing reason: an older one may have been there before a rollout. None when it does not fail."""
-        found = [fault for fault in self.faults if fault.reason in FAILING]
-        return max(found, key=_newest, default=None)
+        if not self.faults:
+            return None
+        return max((fault for fault in self.faults if fault.reason in FAILING), key=_newest, default=None)
 
 
 @frozen
@@ -150,23 +151,18 @@ def refuse(generation: int, message: str, previous: Mapping[str, Any] | None, no
 
 
 class _Member(NamedTuple):
-    """A node, as the rollout sees it and with what it reports."""
+    """A node, as the rollout sees it and with what it reports.
 
+    `unknown`: nothing is known of it now. `done`: it is as the newest generation asks, and that is known.
+    """
+
+    node: str
     traveller: Traveller
+    selected: bool
+    unknown: bool
+    done: bool
     faults: tuple[Fault, ...]
     blocked: int
-
-    @property
-    def node(self) -> str:
-        return self.traveller.node
-
-    @property
-    def selected(self) -> bool:
-        return self.traveller.selected
-
-    @property
-    def unknown(self) -> bool:
-        return self.traveller.down is not None or not self.traveller.alive
 
     @property
     def fails(self) -> bool:
@@ -183,21 +179,19 @@ def _members(policy: Policy, fleet: Fleet, waiting: Mapping[str, float], now: fl
         if not selected and entry is None and name not in waiting:
             continue
         down = _down(node, state, fleet.agents.get(name), now)
-        fault = entry.failing if entry else None
-        yield _Member(
-            Traveller(
-                name,
-                rollout.rank(policy.uid, name),
-                entry.generation if entry else None,
-                ready=entry is not None and entry.ready and down is None,
-                selected=selected,
-                alive=node.ready and not (state and state.released),
-                fault=fault,
-                down=down,
-            ),
-            entry.faults if entry else (),
-            entry.blocked if entry else 0,
+        traveller = Traveller(
+            name,
+            rollout.rank(policy.uid, name),
+            entry.generation if entry else None,
+            ready=entry is not None and entry.ready and down is None,
+            selected=selected,
+            alive=node.ready and not (state and state.released),
+            fault=entry.failing if entry else None,
+            down=down,
         )
+        unknown = down is not None
+        done = traveller.done(policy.generation) and not (selected and unknown)
+        yield _Member(name, traveller, selected, unknown, done, *((entry.faults, entry.blocked) if entry else ((), 0)))
 
 
 def _down(node: NodeFacts, state: StateFacts | None, agent: AgentFacts | None, now: float) -> Fault | None:
@@ -243,13 +237,10 @@ class _View(NamedTuple):
     published: Published | None
     late: Sequence[Failure]
 
-    def _done(self, member: _Member) -> bool:
-        return member.traveller.done(self.generation) and not (member.selected and member.unknown)
-
     @property
     def _undone(self) -> list[_Member]:
         """Those that can be expected to be done some time: not a dead Node."""
-        return [member for member in self.members if member.traveller.alive and not self._done(member)]
+        return [member for member in self.members if member.traveller.alive and not member.done]
 
     @property
     def travels(self) -> bool:
@@ -268,11 +259,11 @@ class _View(NamedTuple):
         failing = [member for member in self.matched if member.fails]
         if failing:
             return _Condition("Ready", "False", *self._worst(failing))
-        done = sum(self._done(member) for member in self.matched)
+        done = sum(member.done for member in self.matched)
         progress = f"{done} of {_nodes(len(self.matched))} as asked"
         if self._stopped:
             return _Condition("Ready", "False", PAUSED, _clipped(f"{progress}; {self._why_paused}"))
-        if any(not member.unknown and not self._done(member) for member in self.matched):
+        if any(not member.unknown and not member.done for member in self.matched):
             return _Condition("Ready", "False", ROLLING_OUT, progress)
         unknown = [member for member in self.matched if member.unknown]
         if unknown:
@@ -282,7 +273,7 @@ class _View(NamedTuple):
     def reconciling(self) -> _Condition:
         is_stalled = self.stalled().status == "True"
         if not is_stalled and (self.travels or self._undone):
-            done = sum(self._done(member) for member in self.members if member.selected)
+            done = sum(member.done for member in self.members if member.selected)
             message = f"generation {self.generation} is in force on {done} of {_nodes(len(self.matched))}"
             return _Condition("Reconciling", "True", ROLLING_OUT, message)
         return _Condition("Reconciling", "False", "Stalled" if is_stalled else "Settled", "nothing is on its way")
@@ -340,7 +331,7 @@ class _View(NamedTuple):
                 or (found is not None and found.admits(member.traveller.rank, self.generation))
                 for member in self.matched
             ),
-            "ready": sum(self._done(member) for member in self.matched),
+            "ready": sum(member.done for member in self.matched),
             "blocked": sum(member.blocked > 0 for member in self.matched),
             "unknown": sum(member.unknown for member in self.matched),
         }
@@ -360,9 +351,8 @@ class _View(NamedTuple):
     def _faults(self) -> Iterator[tuple[str, Fault]]:
         reported = set()
         for member in self.matched:
-            if member.unknown:
-                down = member.traveller.down or _agent_down("nothing is known of it", None)
-                yield member.node, down
+            if member.traveller.down is not None:
+                yield member.node, member.traveller.down
                 reported.add(member.node)
                 continue
             yield from ((member.node, fault) for fault in member.faults)
