@@ -16,6 +16,8 @@ from dataclasses import field
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import yaml
+
 from virtnet.errors import Unauthorized, UsageError
 from virtnet.values import frozen
 
@@ -130,8 +132,9 @@ def from_kubeconfig(file: str) -> Server:
                 raise UsageError(f"{file}: its current context names no server")
             secure = found.server.startswith("https")
             context = found.as_ssl_context() if secure else None
-        except (OSError, KeyError, ValueError, TypeError, AttributeError, ssl.SSLError, kopf.LoginError) as error:
-            raise UsageError(f"{file} is no usable kubeconfig: {error}") from error
+        # kopf reads the file as if it could not be otherwise.
+        except (OSError, KeyError, ValueError, TypeError, AttributeError, yaml.YAMLError, kopf.LoginError) as error:
+            raise UsageError(f"{file} is no usable kubeconfig: {error or type(error).__name__}") from error
     return Server(found.server.rstrip("/"), context, found.as_http_headers(), namespace=found.default_namespace or "")
 
 
