@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import field
 from typing import Any, NamedTuple
 
-from virtnet.core import rollout, select
-from virtnet.core.model import FAILING, Policy, Reason, nothing
+from virtnet.core import migration, rollout, select
+from virtnet.core.model import FAILING, Fingerprint, Policy, Reason, nothing
 from virtnet.core.report import SETTLED
 from virtnet.core.rollout import Failure, Fault, Order, Published, Traveller
 from virtnet.values import frozen
@@ -67,6 +67,7 @@ class StateFacts:
     owner: str
     entries: Mapping[str, Entry] = field(default_factory=nothing)
     released: bool = False
+    fingerprint: Fingerprint = Fingerprint()
 
 
 @frozen
@@ -122,7 +123,10 @@ def judge(
     step = rollout.step(order, [member.traveller for member in members], before, waiting, now)
     late = [failure for failure in step.failures if now - step.waiting[failure.node] >= policy.rollout.deadline_seconds]
     view = _View(policy.generation, [member for member in members if member.selected], members, step.published, late)
-    conditions = (view.ready(), view.reconciling(), view.stalled(), view.conflicted(), view.complete())
+    conditions = (
+        *(view.ready(), view.reconciling(), view.stalled(), view.conflicted(), view.complete()),
+        *_migration(view.matched, fleet),
+    )
     status: dict[str, Any] = {
         "observedGeneration": policy.generation,
         "conditions": _dated(conditions, policy.generation, previous, now),
@@ -359,6 +363,16 @@ class _View(NamedTuple):
             if member.fails:
                 reported.add(member.node)
         yield from ((failure.node, failure.fault) for failure in self.late if failure.node not in reported)
+
+
+def _migration(matched: Iterable[_Member], fleet: Fleet) -> Iterator[_Condition]:
+    """Whether guests can move between the nodes of a policy; nothing while fewer than two of them tell."""
+    found = migration.compare(
+        {member.node: fleet.states[member.node].fingerprint for member in matched if not member.unknown}
+    )
+    if found.alike is not None:
+        reason = "SameFeatures" if found.alike else "FeaturesDiffer"
+        yield _Condition("MigrationCompatible", str(found.alike), reason, _clipped(found.message))
 
 
 def _unheard(unknown: Sequence[_Member]) -> str:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 from virtnet.core.fleet import AgentFacts, Entry, NodeFacts, StateFacts
-from virtnet.core.model import FAILING, Reason
+from virtnet.core.model import FAILING, Fingerprint, Reason
 from virtnet.core.report import SETTLED
 from virtnet.core.rollout import Fault, seconds
 from virtnet.values import frozen
@@ -61,7 +62,22 @@ def state(found: Object) -> StateFacts:
         if fault is not None:
             faults.setdefault(str(row.get("policy")), []).append(fault)
     entries = {_shared(name): entry for name, entry in _entries(status, faults)}
-    return StateFacts(str(metadata.get("uid")), _owner(metadata), entries, _holds(found, "Released"))
+    bits = _map(status, "fingerprint")
+    known = _fingerprint(_hexadecimal(bits.get("tun")), _hexadecimal(bits.get("vhost")))
+    return StateFacts(str(metadata.get("uid")), _owner(metadata), entries, _holds(found, "Released"), known)
+
+
+def _hexadecimal(text: object) -> int | None:
+    try:
+        return int(text, 16) if isinstance(text, str) else None
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=64)
+def _fingerprint(tun: int | None, vhost: int | None) -> Fingerprint:
+    """Thousands of nodes have the same kernel: one of each is kept."""
+    return Fingerprint(tun, vhost)
 
 
 def _entries(status: Object, faults: Mapping[str, list[Fault]]) -> Iterator[tuple[str, Entry]]:
