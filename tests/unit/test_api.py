@@ -12,7 +12,6 @@ from pydantic import ValidationError
 
 from tests.unit.policy_cases import CASES, Case, Spec, document
 from virtnet.core import model
-from virtnet.core.model import Unenforced
 from virtnet.kube import api, explain, rules
 
 
@@ -260,38 +259,13 @@ def test_metadata_does_not_change_the_digest() -> None:
 # --- accepted and not enforced -----------------------------------------------------------------------------
 
 
-def test_every_guest_value_is_reported_as_not_enforced_under_its_own_path() -> None:
-    policy = core(
-        {
-            "guest": {
-                "match": {"domains": ["a", "b*"], "bridge": "br0"},
-                "update": "Replug",
-                "nic": {"queues": "vcpus", "host": {"csum": True, "tso4": False}},
-            }
-        }
-    )
-    why = "guests come with the libvirt support"
-    assert policy.unenforced == (
-        Unenforced("guest.match.domains", "a, b*", why),
-        Unenforced("guest.match.bridge", "br0", why),
-        Unenforced("guest.update", "Replug", why),
-        Unenforced("guest.nic.queues", "vcpus", why),
-        Unenforced("guest.nic.host.csum", True, why),
-        Unenforced("guest.nic.host.tso4", False, why),
-    )
-
-
-@pytest.mark.parametrize("mode", ["Required", "Disabled"])
-def test_the_guest_side_of_a_vhost_mode_is_not_enforced(mode: str) -> None:
-    policy = core({"vhost": {"mode": mode, "pollMicroseconds": 0}})
-    assert [(row.path, row.wanted) for row in policy.unenforced] == [
-        ("vhost.mode", mode),
-        ("vhost.pollMicroseconds", 0),
-    ]
-
-
-def test_a_mode_that_leaves_guests_alone_has_nothing_to_enforce() -> None:
-    assert core({"vhost": {"mode": "Auto"}}).unenforced == ()
+def test_all_that_is_asked_of_guests_is_enforced() -> None:
+    guest = {
+        "match": {"domains": ["a", "b*"], "bridge": "br0"},
+        "update": "Replug",
+        "nic": {"queues": "vcpus", "host": {"csum": True, "tso4": False}},
+    }
+    assert core({"guest": guest, "vhost": {"mode": "Disabled", "pollMicroseconds": 0}}).unenforced == ()
 
 
 def test_profiles_and_pods_are_not_enforced_and_say_why() -> None:

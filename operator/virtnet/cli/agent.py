@@ -65,6 +65,7 @@ async def _main(arguments: argparse.Namespace) -> int:
             state_dir=arguments.state_dir,
             node_name=arguments.node_name,
             api_server=server.address,
+            libvirt_uri=arguments.libvirt_uri,
             write=True,
         ) as place,
         serving.engine_at(place, serving.engine_options(arguments)) as engine,

@@ -12,6 +12,7 @@ from virtnet.cli.options import (
     Files,
     Form,
     Format,
+    LibvirtUri,
     LinkName,
     Netns,
     NodeLabels,
@@ -65,6 +66,7 @@ def inspect(
     state_dir: State = None,
     node_name: NodeName = None,
     node_label: NodeLabels = None,
+    libvirt_uri: LibvirtUri = None,
     output: Format = Output.TABLE,
 ) -> None:
     """Show the whole path in one look, and what is not as asked.
@@ -74,7 +76,7 @@ def inspect(
     """
     from virtnet.cli import inspecting
 
-    place = where.where(netns, state_dir, node_name, node_label)
+    place = where.where(netns, state_dir, node_name, node_label, libvirt_uri)
     _leave(inspecting.run(policies or (), place, output))
 
 
@@ -114,6 +116,7 @@ def plan(
     state_dir: State = None,
     node_name: NodeName = None,
     node_label: NodeLabels = None,
+    libvirt_uri: LibvirtUri = None,
     output: Format = Output.TABLE,
 ) -> None:
     """Say what apply would change, and change nothing.
@@ -122,7 +125,7 @@ def plan(
     """
     from virtnet.cli import planning
 
-    _leave(planning.run(files, where.where(netns, state_dir, node_name, node_label), output))
+    _leave(planning.run(files, where.where(netns, state_dir, node_name, node_label, libvirt_uri), output))
 
 
 @app.command()
@@ -135,6 +138,7 @@ def apply(
     state_dir: State = None,
     node_name: NodeName = None,
     node_label: NodeLabels = None,
+    libvirt_uri: LibvirtUri = None,
     output: Format = Output.TABLE,
 ) -> None:
     """Make the host match the policies, once.
@@ -145,7 +149,7 @@ def apply(
     """
     from virtnet.cli import applying
 
-    place = where.where(netns, state_dir, node_name, node_label)
+    place = where.where(netns, state_dir, node_name, node_label, libvirt_uri)
     _leave(applying.apply(files, place, output, allow_mass_removal=allow_mass_removal))
 
 
@@ -195,14 +199,16 @@ def release_nodes(context: typer.Context) -> None:
 
 
 @app.command()
-def release(netns: Netns = None, state_dir: State = None, output: Format = Output.TABLE) -> None:
+def release(
+    netns: Netns = None, state_dir: State = None, libvirt_uri: LibvirtUri = None, output: Format = Output.TABLE
+) -> None:
     """Put back everything that was there before virtnet.
 
     Exit code: 0 all put back, 3 something was skipped, 1 error.
     """
     from virtnet.cli import applying
 
-    _leave(applying.release(where.where(netns, state_dir), output))
+    _leave(applying.release(where.where(netns, state_dir, libvirt_uri=libvirt_uri), output))
 
 
 @app.command()

@@ -26,6 +26,10 @@ NodeLabels = Annotated[
     list[str] | None,
     typer.Option("--node-label", metavar="KEY=VALUE", help="A label of this node for nodeSelector; repeatable."),
 ]
+LibvirtUri = Annotated[
+    str | None,
+    typer.Option("--libvirt-uri", metavar="URI", help="Whose guests; default: the system's libvirt, where it listens."),
+]
 Format = Annotated[Output, typer.Option("--output", "-o", help="Tables for people, json and yaml for programs.")]
 Files = Annotated[
     list[str], typer.Argument(metavar="FILE", help="Policy files, directories of them, or - for standard input.")

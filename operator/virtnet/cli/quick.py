@@ -33,6 +33,7 @@ def parser(name: str) -> argparse.ArgumentParser:
     add("--state-dir", type=Path)
     add("--node-name")
     add("--node-label", action="append")
+    add("--libvirt-uri")
     add("--output", "-o", type=Output, default=Output.TABLE)
     if name == "apply":
         add("--allow-mass-removal", action="store_true")
@@ -50,7 +51,7 @@ def command(arguments: Sequence[str]) -> Callable[[], int] | None:
 
 
 def _carry_out(name: str, given: argparse.Namespace) -> int:
-    place = where.where(given.netns, given.state_dir, given.node_name, given.node_label)
+    place = where.where(given.netns, given.state_dir, given.node_name, given.node_label, given.libvirt_uri)
     if name == "plan":
         from virtnet.cli import planning
 

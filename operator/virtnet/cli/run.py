@@ -92,6 +92,7 @@ async def _in_namespace(arguments: argparse.Namespace, stop: asyncio.Event) -> N
         state_dir=arguments.state_dir,
         node_name=arguments.node_name,
         node_labels=dict(arguments.node_label),
+        libvirt_uri=arguments.libvirt_uri,
         write=True,
     ) as place:
         assert place.state is not None

@@ -20,6 +20,7 @@ from virtnet.host.exits import Exits
 
 if TYPE_CHECKING:
     from virtnet.cli.site import Site
+    from virtnet.host.guests import Guests
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, listen: str) -> None:
     add = parser.add_argument
     add("--netns", metavar="NAME", help="work in this network namespace, as `ip netns` names it")
     add("--state-dir", type=Path, metavar="DIR", help="where originals and last good policies are kept")
+    add("--libvirt-uri", metavar="URI", help="whose guests (default: the system's libvirt, where it listens)")
     add("--listen", default=listen, metavar="ADDRESS:PORT", help=f"/healthz /readyz /metrics (default {listen})")
     add("--allow-mass-removal", action="store_true", help="let the brake off: remove however much is asked")
     add("--resync", type=positive, default=300.0, metavar="SECONDS", help="the safety pass (default 300)")
@@ -109,6 +111,8 @@ def engine_at(place: Workplace, options: Options) -> Iterator[Engine]:
             on_status=lambda status: write_status(place, status),
             earlier=place.status(),
         )
+        if place.host.guests is not None:
+            hear(place.host.guests, engine)
         with contextlib.closing(Exits(lambda: engine.wake("a user of a module ended"))) as exits:
             engine.exits = exits
             try:
@@ -116,6 +120,17 @@ def engine_at(place: Workplace, options: Options) -> Iterator[Engine]:
             except errors.Gone as error:
                 write_status(place, report.lost(engine.status or {}, str(error), timestamp()))
                 raise
+
+
+def hear(guests: Guests, engine: Engine) -> None:
+    """Wake the engine when libvirt tells of something; it never waits for libvirt."""
+    loop = asyncio.get_running_loop()
+
+    def told() -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: we are ending
+            loop.call_soon_threadsafe(engine.wake, "libvirt told of guests")
+
+    guests.patience, guests.told = 0.0, told
 
 
 def write_status(place: Workplace, status: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ class Where:
     state_dir: Path | None = None
     node_name: str | None = None
     node_labels: Mapping[str, str] = field(default_factory=dict)
+    libvirt_uri: str | None = None
 
     def open(self, *, write: bool) -> AbstractContextManager[Workplace]:
         """The engine's side of it, to be entered. Raises `UsageError` and `HostError` when entered."""
@@ -38,14 +39,19 @@ class Where:
             state_dir=self.state_dir,
             node_name=self.node_name,
             node_labels=self.node_labels,
+            libvirt_uri=self.libvirt_uri,
             write=write,
         )
 
 
 def where(
-    netns: str | None, state_dir: Path | None, node_name: str | None = None, labels: Iterable[str] | None = None
+    netns: str | None,
+    state_dir: Path | None,
+    node_name: str | None = None,
+    labels: Iterable[str] | None = None,
+    libvirt_uri: str | None = None,
 ) -> Where:
-    return Where(netns, state_dir, node_name, dict(map(label, labels or ())))
+    return Where(netns, state_dir, node_name, dict(map(label, labels or ())), libvirt_uri)
 
 
 def node(name: str | None, labels: Iterable[str] | None) -> Node:

@@ -79,8 +79,12 @@ def target_of(guest: Guest, nic: GuestNic) -> str:
 
 @dataclass(slots=True)
 class Findings:
-    """What there is to do and to say of guests' NICs; `frozen` are settings that an Audit policy wants."""
+    """What there is to do and to say of guests' NICs.
 
+    `frozen` are settings that an Audit policy wants, `asking` the policies that want something of guests at all.
+    """
+
+    asking: tuple[str, ...] = ()
     managed: dict[str, Managed] = field(default_factory=dict)
     steps: list[Step] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
@@ -101,8 +105,8 @@ def find(
     policies: Iterable[Policy], state: HostState, standing: Standing, deletion: Callable[[str], Deletion]
 ) -> Findings:
     """Compare every domain with what the policies, winners first, want of its NICs."""
-    found = Findings()
     asking = [policy for policy in policies if asks(policy)]
+    found = Findings(tuple(policy.name for policy in asking))
     found.rows += [row for row in map(nics.selects_nothing, asking) if row]
     if isinstance(state.guests, Unreadable | Unavailable):
         found.rows += (_unread(policy, state.guests) for policy in asking)
@@ -277,12 +281,16 @@ def _audits(found: Findings, guest: Guest, nic: GuestNic, identity: Nic, policie
 # --- what is no longer wanted ------------------------------------------------------------------------------
 
 
-def stale(found: Findings, recorded: Recorded) -> Mapping[str, list[Entry]]:
-    """The recorded settings that no policy wants any more, by NIC; what an Audit policy wants stays as it is."""
+def stale(found: Findings, state: HostState, recorded: Recorded) -> Mapping[str, list[Entry]]:
+    """The recorded settings that no policy wants any more, by NIC; what an Audit policy wants stays as it is.
+
+    While libvirt cannot be asked, nobody knows which NICs a policy selects: all that it owns is taken for wanted.
+    """
     wanted = {entry.setting for entry in found.entries} | found.frozen
+    kept = () if isinstance(state.guests, Mapping) else found.asking
     left: dict[str, list[Entry]] = {}
     for setting, entry in recorded.guests.items():
-        if setting not in wanted:
+        if setting not in wanted and entry.policy not in kept:
             left.setdefault(str(setting.target), []).append(entry)
     return left
 

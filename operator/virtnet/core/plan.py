@@ -471,7 +471,7 @@ class _Builder:
                 self.rows.append(replace(row, reason=Reason.AUDIT_ONLY, message=text))
 
     def removals(self) -> None:
-        left = domains.stale(self.found, self.recorded)
+        left = domains.stale(self.found, self.scene.state, self.recorded)
         leaving = {target: entries for target, entries in left.items() if target not in self.found.managed}
         found = restore.removals(self.desired, self.scene, self.recorded, self.frozen, leaving)
         self.gone += found.gone

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from virtnet import errors, reconcile
 from virtnet.core import foresight
@@ -22,11 +22,14 @@ from virtnet.core.standing import Standing
 from virtnet.engine import heap, holds
 from virtnet.engine.probing import NetworkProber
 from virtnet.engine.transactions import Transactions
-from virtnet.host import LinuxHost, records, remembrance
+from virtnet.host import LinuxHost, libvirt, records, remembrance
 from virtnet.host import state as states
 from virtnet.host.ledger import Ledger
 from virtnet.host.namespaces import Namespace
 from virtnet.host.state import StateDir
+
+if TYPE_CHECKING:
+    from virtnet.host.guests import Guests
 
 STATUS = "state.json"
 EVERYTHING = Interest(
@@ -83,9 +86,14 @@ class Workplace:
         node_name: str | None = None,
         node_labels: Mapping[str, str] | None = None,
         api_server: str | None = None,
+        libvirt_uri: str | None = None,
         write: bool,
     ) -> Iterator[Workplace]:
-        """Open everything; with `write` the state directory is locked (`StateBusy` names who holds it)."""
+        """Open everything; with `write` the state directory is locked (`StateBusy` names who holds it).
+
+        Without `libvirt_uri` the system's libvirt takes part where it listens; it is of the machine, so not in a named
+        network namespace.
+        """
         heap.settle()
         path = state_dir or default_state_dir(netns)
         namespace = Namespace.named(netns) if netns else Namespace(None)
@@ -96,6 +104,9 @@ class Workplace:
                 stack.enter_context(state.lock())
             host = LinuxHost(namespace)
             stack.callback(host.close)
+            uri = libvirt_uri or (libvirt.default_uri() if netns is None else None)
+            if uri is not None:
+                host.guests = stack.enter_context(_guests(uri))
             place = cls(host, namespace, node, state, None, api_server=api_server)
             place._open_ledger(stack, write)
             yield place
@@ -198,6 +209,18 @@ class Workplace:
         state = StateDir(self.state.path)
         state.prepare()
         return state
+
+
+@contextmanager
+def _guests(uri: str) -> Iterator[Guests]:
+    """Nothing is asked of libvirt before somebody wants something of a guest."""
+    from virtnet.host.guests import Guests
+
+    guests = Guests(uri)
+    try:
+        yield guests
+    finally:
+        guests.close()
 
 
 def _readable(path: Path) -> bool:

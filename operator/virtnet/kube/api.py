@@ -23,7 +23,6 @@ VERSION = "v1alpha1"
 API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "VirtioNetworkPolicy"
 
-GUESTS_LATER = "guests come with the libvirt support"
 PODS_LATER = "taps in pod network namespaces come with the Kubernetes agent"
 PROFILES_LATER = "profiles come with the libvirt support: write the fields that it stands for"
 
@@ -417,13 +416,6 @@ class Spec(Base):
             yield model.Unenforced("profile", self.profile, PROFILES_LATER)
         if self.tap and self.tap.match and self.tap.match.pods:
             yield model.Unenforced("tap.match.pods", True, PODS_LATER)
-        if self.vhost and self.vhost.mode not in {None, model.VhostMode.AUTO}:
-            yield model.Unenforced("vhost.mode", str(self.vhost.mode), GUESTS_LATER)
-        if self.vhost and self.vhost.poll_microseconds is not None:
-            yield model.Unenforced("vhost.pollMicroseconds", self.vhost.poll_microseconds, GUESTS_LATER)
-        for path, wanted in fields.leaves(self.guest.written() if self.guest else {}, "guest"):
-            if not path.startswith(VIRTUAL_MACHINES):
-                yield model.Unenforced(path, wanted, GUESTS_LATER)
 
     def cluster_only(self) -> Iterator[str]:
         """What is written and has no effect without Kubernetes."""
