@@ -13,16 +13,34 @@ from virtnet.core.model import Fingerprint
 from virtnet.values import frozen
 
 TUN_BITS: Mapping[int, str] = {
-    **{0: "TUN", 1: "TAP", 4: "NAPI", 5: "NAPI_FRAGS", 6: "NO_CARRIER", 8: "MULTI_QUEUE", 12: "NO_PI"},
-    **{13: "ONE_QUEUE", 14: "VNET_HDR"},
+    0: "TUN",
+    1: "TAP",
+    4: "NAPI",
+    5: "NAPI_FRAGS",
+    6: "NO_CARRIER",
+    8: "MULTI_QUEUE",
+    12: "NO_PI",
+    13: "ONE_QUEUE",
+    14: "VNET_HDR",
 }
 """IFF_* of include/uapi/linux/if_tun.h, as tun_chr_ioctl() answers TUNGETFEATURES."""
 
 VHOST_BITS: Mapping[int, str] = {
-    **{15: "MRG_RXBUF", 24: "NOTIFY_ON_EMPTY", 26: "LOG_ALL", 27: "VIRTIO_NET_HDR", 28: "RING_INDIRECT_DESC"},
-    **{29: "RING_EVENT_IDX", 32: "VERSION_1", 33: "ACCESS_PLATFORM", 34: "RING_PACKED", 35: "IN_ORDER"},
-    **{40: "RING_RESET", 46: "HOST_UDP_TUNNEL_GSO", 47: "GUEST_UDP_TUNNEL_GSO"},
-    **{48: "HOST_UDP_TUNNEL_GSO_CSUM", 49: "GUEST_UDP_TUNNEL_GSO_CSUM"},
+    15: "MRG_RXBUF",
+    24: "NOTIFY_ON_EMPTY",
+    26: "LOG_ALL",
+    27: "VIRTIO_NET_HDR",
+    28: "RING_INDIRECT_DESC",
+    29: "RING_EVENT_IDX",
+    32: "VERSION_1",
+    33: "ACCESS_PLATFORM",
+    34: "RING_PACKED",
+    35: "IN_ORDER",
+    40: "RING_RESET",
+    46: "HOST_UDP_TUNNEL_GSO",
+    47: "GUEST_UDP_TUNNEL_GSO",
+    48: "HOST_UDP_TUNNEL_GSO_CSUM",
+    49: "GUEST_UDP_TUNNEL_GSO_CSUM",
 }
 """VHOST_NET_FEATURES of drivers/vhost/net.c, the numbers of virtio 1.2 and of vhost itself."""
 
