@@ -15,11 +15,13 @@ from tests.unit.policy_cases import document
 from virtnet.__main__ import main
 
 NAME = "Db-1"
+UUID = "11111111-2222-3333-4444-555555555555"
 MAC = "52:54:00:aa:00:01"
 OTHER = "52:54:00:aa:00:02"
 DOMAIN = f"""\
 <domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
   <name>{NAME}</name>
+  <uuid>{UUID}</uuid>
   <metadata><a:mark xmlns:a="http://a.example/1" a:Case="Kept"/></metadata>
   <memory>65536</memory>
   <vcpu>2</vcpu>
