@@ -23,7 +23,7 @@ BETWEEN_LOOKS = 1.0
 """Seconds between two looks at a policy, so also between two writes."""
 SHARE = 20
 """A look that takes long is followed by a pause of so many times that."""
-RETRY_SECONDS = (1.0, 30.0)
+RETRY_SECONDS = (1.0, 8.0)
 MOST_FAULTS = 3
 
 
