@@ -271,6 +271,7 @@ GUESTS = [
     ),
     Case("no namespace", {"guest": {"match": {"virtualMachines": {"namespaces": ["A"]}}}}, "write a namespace"),
     Case("a profile", {"profile": "UplinkGroGsoWorkaround"}),
+    Case("a feature with an underscore", {"uplink": {"offloads": {"tx-udp_tnl-segmentation": False}}}),
     Case("no such profile", {"profile": "Fast"}, "write Throughput, ", BY_SCHEMA),
 ]
 

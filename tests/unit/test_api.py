@@ -268,9 +268,9 @@ def test_all_that_is_asked_of_guests_is_enforced() -> None:
     assert core({"guest": guest, "vhost": {"mode": "Disabled", "pollMicroseconds": 0}}).unenforced == ()
 
 
-def test_profiles_and_pods_are_not_enforced_and_say_why() -> None:
-    rows = core({"profile": "Throughput", "tap": {"match": {"names": ["*"], "pods": True}}}).unenforced
-    assert [(row.path, row.wanted) for row in rows] == [("profile", "Throughput"), ("tap.match.pods", True)]
+def test_pods_are_not_enforced_and_say_why() -> None:
+    rows = core({"tap": {"match": {"names": ["*"], "pods": True}}}).unenforced
+    assert [(row.path, row.wanted) for row in rows] == [("tap.match.pods", True)]
     assert all(row.why for row in rows)
 
 

@@ -6,13 +6,13 @@ in the texts, not in the stored object. Rules that a type cannot say are in `kub
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, ValidationError
 
 from virtnet.core import model
-from virtnet.kube import fields, rules
+from virtnet.kube import fields, profiles, rules
 from virtnet.kube.fields import Base, Count, Id, LabelSelector, Maybe, Mtu, Name, NamePatterns, Names, Nodes, Offloads
 from virtnet.kube.guests import Guest
 from virtnet.kube.places import Loc
@@ -24,7 +24,6 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "VirtioNetworkPolicy"
 
 PODS_LATER = "taps in pod network namespaces come with the Kubernetes agent"
-PROFILES_LATER = "profiles come with the libvirt support: write the fields that it stands for"
 
 PROFILES = Literal[
     "Throughput", "UdpHostToGuest", "UplinkGroGsoWorkaround", "TunnelChecksumWorkaround", "LegacyTsoGsoDisabled"
@@ -410,10 +409,15 @@ class Spec(Base):
         text = json.dumps(self.written(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def whole(self) -> "tuple[Spec, tuple[str, ...]]":
+        """The spec with its profile's values under it, and sentences about those that had to be left out."""
+        if self.profile is None:
+            return self, ()
+        written, said = profiles.under(self.written(), self.profile, _fault)
+        return Spec.model_validate(written), said
+
     def unenforced(self) -> Iterator[model.Unenforced]:
         """What is accepted and not enforced yet, one per value."""
-        if self.profile:
-            yield model.Unenforced("profile", self.profile, PROFILES_LATER)
         if self.tap and self.tap.match and self.tap.match.pods:
             yield model.Unenforced("tap.match.pods", True, PODS_LATER)
 
@@ -432,6 +436,15 @@ class Spec(Base):
             yield "guest.nic.txMode has no effect with vhost.mode Required: take it out"
         if nic and nic.sndbuf:
             yield "guest.nic.sndbuf turns the transmit batching of vhost off: write 0 unless a limit is needed"
+
+
+def _fault(written: Mapping[str, Any]) -> str:
+    """What the rules have against a spec: the first sentence, "" for nothing."""
+    try:
+        Spec.model_validate(written)
+    except ValidationError as error:
+        return str(error.errors(include_url=False)[0]["msg"])
+    return ""
 
 
 VIRTUAL_MACHINES = "guest.match.virtualMachines"
@@ -465,12 +478,12 @@ class VirtioNetworkPolicy(Base):
     """What came of it; written by the controller and ignored here."""
 
     def to_core(self) -> model.Policy:
-        spec, meta = self.spec, self.metadata
+        meta, (spec, left_out) = self.metadata, self.spec.whole()
         return model.Policy(
             name=meta.name,
             uid=meta.uid,
             generation=meta.generation,
-            digest=spec.digest,
+            digest=self.spec.digest,
             created=meta.creation_timestamp or "",
             node_selector=spec.node_selector.to_core() if spec.node_selector else model.NodeSelector(),
             priority=spec.priority or 0,
@@ -486,6 +499,6 @@ class VirtioNetworkPolicy(Base):
             safety=spec.safety.to_core() if spec.safety else model.Safety(),
             unenforced=tuple(spec.unenforced()),
             cluster_only=tuple(spec.cluster_only()),
-            warnings=tuple(spec.warnings()),
+            warnings=(*left_out, *spec.warnings()),
             annotations=meta.own_annotations(),
         )

@@ -272,7 +272,7 @@ def _contradiction(name: str, needed: str, needs: list[Need]) -> Rule:
 
 _CONTRADICTIONS = tuple(_contradiction(*names, needs) for names, needs in _needs_by_name().items())
 _FEATURE_NAME = keys_matching(
-    "write a feature name as ethtool -k prints it, like tso or tx-udp-segmentation", r"[a-z0-9-]{1,32}", 32
+    "write a feature name as ethtool -k prints it, like tso or tx-udp-segmentation", r"[a-z0-9_-]{1,32}", 32
 )
 OFFLOADS = Obeys(*_FEATURE_NAME.rules, *_CONTRADICTIONS, maxProperties=64)
 
