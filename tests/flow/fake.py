@@ -53,6 +53,7 @@ from virtnet.core.model import (
     SetTxQueueLength,
     SetVnetHdr,
     Tun,
+    Unavailable,
     UnloadModule,
     Unreadable,
     Value,
@@ -110,7 +111,7 @@ class FakeHost:
         self._identity = Identity(boot_id, netns)
         self._faults: list[Fault] = []
         self._look_faults: list[Exception] = []
-        self.guests: dict[str, Guest] | Unreadable | None = None
+        self.guests: dict[str, Guest] | Unreadable | Unavailable | None = None
         """libvirt's domains by UUID, as a test puts them there."""
         self._links: dict[int, Link] = {}
         self._features: dict[int, Features | Unreadable] = {}
@@ -201,7 +202,7 @@ class FakeHost:
             guests=self._guests_now() if interest.guests else None,
         )
 
-    def _guests_now(self) -> Mapping[str, Guest] | Unreadable | None:
+    def _guests_now(self) -> Mapping[str, Guest] | Unreadable | Unavailable | None:
         return types.MappingProxyType(dict(self.guests)) if isinstance(self.guests, dict) else self.guests
 
     def apply(self, change: Change) -> None:

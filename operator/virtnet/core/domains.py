@@ -12,7 +12,6 @@ here is ever done live.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
 
 from virtnet.core import domain_xml, nics, qemu_args
 from virtnet.core.model import (
@@ -77,22 +76,22 @@ def target_of(guest: Guest, nic: GuestNic) -> str:
     return f"{guest.uuid}/{nic.mac}"
 
 
-@dataclass(slots=True)
 class Findings:
     """What there is to do and to say of guests' NICs.
 
     `frozen` are settings that an Audit policy wants, `asking` the policies that want something of guests at all.
     """
 
-    asking: tuple[str, ...] = ()
-    managed: dict[str, Managed] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
-    rows: list[Row] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
-    forget: list[Setting] = field(default_factory=list)
-    skipped: list[Row] = field(default_factory=list)
-    unmet: set[Setting] = field(default_factory=set)
-    frozen: set[Setting] = field(default_factory=set)
+    def __init__(self, asking: tuple[str, ...] = ()) -> None:
+        self.asking = asking
+        self.managed: dict[str, Managed] = {}
+        self.steps: list[Step] = []
+        self.rows: list[Row] = []
+        self.entries: list[Entry] = []
+        self.forget: list[Setting] = []
+        self.skipped: list[Row] = []
+        self.unmet: set[Setting] = set()
+        self.frozen: set[Setting] = set()
 
 
 def asks(policy: Policy) -> bool:
