@@ -50,6 +50,7 @@ def installed(cluster: Cluster) -> Operator:
     """The chart, installed from nothing by helm 4, waited for as an administrator waits. No policy is there."""
     found = Operator(cluster)
     if found.is_installed():
+        cluster.kubectl("delete", "vnp", "--all")
         found.upgrade(f"--set=agent.podAnnotations.at={time.time()},controller.podAnnotations.at={time.time()}")
     else:
         found.install()
@@ -77,5 +78,10 @@ def virtnet(installed: Operator) -> Iterator[Operator]:
 
 
 def _changes(before: Picture, after: Picture) -> dict[str, object]:
-    keys = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    return {" ".join(key): (before.get(key), after.get(key)) for key in keys}
+    """What differs, link by link; of one that came or went only that."""
+    known, links = {link for link, _ in before}, {link for link, _ in after}
+    found: dict[str, object] = {link: "new" if link in links else "gone" for link in known ^ links}
+    for link, key in sorted(before):
+        if link in links and before[link, key] != after.get((link, key)):
+            found[f"{link} {key}"] = (before[link, key], after.get((link, key)))
+    return found

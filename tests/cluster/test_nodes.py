@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,11 +19,12 @@ MANAGED = (BRIDGE, UPLINK, *TAPS)
 @contextlib.contextmanager
 def unmoved(*nodes: Node) -> Iterator[None]:
     """The kernel says nothing of the links of these nodes meanwhile, neither of rtnetlink's nor of ethtool's things."""
+    by_line = ("stdbuf", "--output=L")  # else they keep what they say until they are ended
     watchers = {"links": ("ip", "-oneline", "monitor", "link"), "features": ("ethtool", "--monitor")}
     for node in nodes:
         for name, command in watchers.items():
             node.sandbox.log(name).unlink(missing_ok=True)
-            node.sandbox.spawn(name, *command)
+            node.sandbox.spawn(name, *by_line, *command)
     time.sleep(0.5)
     try:
         yield
@@ -36,7 +38,9 @@ def unmoved(*nodes: Node) -> Iterator[None]:
 
 
 def spoken_of(log: Path) -> list[str]:
-    return [line for line in log.read_text().splitlines() if any(f"{link}" in line for link in MANAGED)]
+    """`ip` begins a line with `5: uplink0@if7:`, where what follows the @ may be a number of another namespace."""
+    own = re.compile(rf"^(Deleted )?\d+: ({'|'.join(MANAGED)})[@:]|for ({'|'.join(MANAGED)}):")
+    return [line for line in log.read_text().splitlines() if own.search(line)]
 
 
 def test_a_restart_of_all_agents_moves_nothing_on_any_host(virtnet: Operator) -> None:
