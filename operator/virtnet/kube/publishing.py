@@ -11,6 +11,8 @@ words (a field that its definition does not know is dropped) is left as it is.
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import random
 import time
@@ -19,8 +21,9 @@ from typing import Any, Literal, NoReturn
 
 from virtnet import errors
 from virtnet.kube.connection import NODE_STATES, NODES, Connection, Object
+from virtnet.values import frozen
 
-__all__ = ["MANAGER", "Publisher", "difference"]
+__all__ = ["ABSENT", "MANAGER", "Print", "Publisher", "Stored", "difference"]
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +46,48 @@ _QUIET: Mapping[str, tuple[str, ...]] = {
 """Of each entry in these lists, what may change without being news. A time never changes alone."""
 
 
-def difference(wanted: Status, stored: Status | None) -> Difference:
+@frozen
+class Print:
+    """What remains of a status to be compared: digests of all of it, and of what is news. The text can be 64 KiB."""
+
+    all: bytes
+    news: bytes
+
+    @staticmethod
+    def of(status: Status) -> Print:
+        return Print(_digest(status), _digest(_news(status)))
+
+
+@frozen
+class Stored:
+    """What the API server has: its version (0 when that is no number), the uids of its owners, its status if any."""
+
+    version: int = 0
+    owners: tuple[str, ...] = ()
+    status: Print | None = None
+
+    @staticmethod
+    def of(found: Object) -> Stored:
+        metadata = found["metadata"]
+        # Resource versions of one object are numbers that grow (KEP-5504); where they are none, nothing is late.
+        version = str(metadata.get("resourceVersion", ""))
+        owners = tuple(owner.get("uid", "") for owner in metadata.get("ownerReferences") or ())
+        status = Print.of(found["status"]) if found.get("status") else None
+        return Stored(int(version) if version.isdecimal() else 0, owners, status)
+
+
+ABSENT = Stored()
+
+
+def difference(wanted: Print, stored: Print | None) -> Difference:
     """What writing `wanted` over `stored` would tell anybody."""
-    if wanted == stored:
-        return "nothing"
-    return "quiet" if stored is not None and _news(wanted) == _news(stored) else "news"
+    if stored is None or wanted.news != stored.news:
+        return "news"
+    return "nothing" if wanted == stored else "quiet"
+
+
+def _digest(value: Any) -> bytes:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).digest()
 
 
 def _news(status: Status) -> Object:
@@ -76,9 +116,11 @@ class Publisher:
         self._clock = clock
         self._wanted: Status | None = None
         self._owner: str | None = None
-        self._stored: Object | None = None
+        self._print: Print | None = None
+        """Of what is wanted."""
+        self._stored = ABSENT
         self._known = False
-        self._answer: tuple[Status, Status] | None = None
+        self._answer: tuple[Print, Print | None] | None = None
         """What was written last, and what the API server made of it."""
         self._written = -BETWEEN_QUIET_WRITES
         self._changed = asyncio.Event()
@@ -87,7 +129,7 @@ class Publisher:
 
     def want(self, status: Status) -> None:
         """The engine reports this."""
-        self._wanted = status
+        self._wanted, self._print = status, Print.of(status)
         self._changed.set()
 
     def own(self, uid: str | None) -> None:
@@ -98,9 +140,10 @@ class Publisher:
 
     def found(self, stored: Object | None) -> None:
         """The API server has this; None: nothing. News that are older than the answer to our last write are late."""
-        if stored is not None and self._known and _version(stored) < _version(self._stored):
+        now = ABSENT if stored is None else Stored.of(stored)
+        if stored is not None and self._known and now.version < self._stored.version:
             return
-        self._stored, self._known = stored, True
+        self._stored, self._known = now, True
         self._changed.set()
 
     # --- writing ---
@@ -133,44 +176,42 @@ class Publisher:
 
     def _due(self) -> float | None:
         """Seconds until something is to be written; None: nothing as things are."""
-        if self._wanted is None or self._owner is None or not self._known:
+        if self._print is None or self._owner is None or not self._known:
             return None
         if not self._is_owned():
             return 0.0
-        what = self._difference(self._wanted)
+        what = self._difference(self._print)
         if what == "quiet":
             return self._written + BETWEEN_QUIET_WRITES - self._clock()
         return 0.0 if what == "news" else None
 
     def _is_owned(self) -> bool:
-        owners = (self._stored or {}).get("metadata", {}).get("ownerReferences") or ()
-        return [owner.get("uid") for owner in owners] == [self._owner]
+        return self._stored.owners == (self._owner,)
 
-    def _difference(self, wanted: Status) -> Difference:
-        stored = (self._stored or {}).get("status")
-        if self._answer is not None and self._answer == (wanted, stored):
-            return "nothing"
-        return difference(wanted, stored)
+    def _difference(self, wanted: Print) -> Difference:
+        stored = self._stored.status
+        return "nothing" if self._answer == (wanted, stored) else difference(wanted, stored)
 
     async def _write(self) -> None:
         """The object and its owner when that is not as it should be, then its status. A state that went is remade."""
         if not self._is_owned():
             owner = {"apiVersion": NODES.api_version, "kind": NODES.kind, "name": self.node, "uid": self._owner}
             await self._apply({"metadata": {"name": self.node, "ownerReferences": [owner]}})
-        wanted = self._wanted
+        status, wanted = self._wanted, self._print
         assert wanted is not None
         if self._difference(wanted) == "nothing":
             return
         try:
-            await self._apply({"metadata": {"name": self.node}, "status": wanted}, "status")
+            await self._apply({"metadata": {"name": self.node}, "status": status}, "status")
         except errors.NotFound:
-            self._stored = None
+            self._stored = ABSENT
             raise
-        self._answer = wanted, (self._stored or {}).get("status", {})
+        self._answer = wanted, self._stored.status
         self._written = self._clock()
 
     async def _apply(self, wanted: Object, subresource: str = "") -> None:
-        self._stored = await self.connection.apply(NODE_STATES, wanted, manager=MANAGER, subresource=subresource)
+        found = await self.connection.apply(NODE_STATES, wanted, manager=MANAGER, subresource=subresource)
+        self._stored = Stored.of(found)
         self.writes += 1
 
     def _say(self, error: errors.ApiError) -> None:
@@ -186,9 +227,3 @@ def _pause(error: errors.ApiError, attempt: int) -> float:
         longest = LONGEST_REFUSED
     delay = min(shortest * 2 ** min(attempt, 10), longest)
     return random.uniform(delay / 2, delay)
-
-
-def _version(stored: Object | None) -> int:
-    """Resource versions of one object are numbers that grow (KEP-5504); where they are none, nothing is late."""
-    text = str((stored or {}).get("metadata", {}).get("resourceVersion", ""))
-    return int(text) if text.isdecimal() else 0
