@@ -336,6 +336,33 @@ def test_an_empty_journal_is_what_a_power_loss_leaves_and_no_damage(state: State
     assert Ledger(state, HERE).problems == ()
 
 
+GUESTS = Entry(Setting("uuid/mac", "guest.nic.queues"), None, 4, "p")
+
+
+def test_originals_of_guests_outlive_a_boot_and_are_forgotten_one_by_one(state: StateDir) -> None:
+    ledger = Ledger(state, HERE)
+    other = replace(GUESTS, setting=Setting("uuid/other", "guest.nic.queues"), original=2)
+    ledger.record(None, [GUESTS, STATE, other])
+    ledger.record(None, [replace(GUESTS, original=8, wanted=5)])
+    ledger.close()
+    again = Ledger(state, Identity("another boot", HERE.netns))
+    assert again.recorded.guests == {GUESTS.setting: replace(GUESTS, wanted=5), other.setting: other}
+    again.forget([GUESTS.setting])
+    assert reopened(again, state).recorded.guests == {other.setting: other}
+    assert again.recorded.module == {"state": STATE}
+
+
+def test_a_file_from_before_there_were_guests_is_read(state: StateDir) -> None:
+    ledger = Ledger(state, HERE)
+    ledger.record(None, [STATE])
+    path = state.path / "ledger.json"
+    kept = json.loads(path.read_text())
+    del kept["guests"]
+    path.write_text(json.dumps(kept))
+    again = reopened(ledger, state)
+    assert (again.problems, again.recorded.module) == ((), {"state": STATE})
+
+
 def test_a_damaged_file_of_the_module_is_set_aside_and_said(state: StateDir) -> None:
     ledger = Ledger(state, HERE)
     ledger.record(None, [STATE])
