@@ -17,7 +17,9 @@ CLUSTER ?= dev
 
 TOOLS := ethtool:ethtool ip:iproute2 modprobe:kmod ps:procps unshare:util-linux
 GUEST_TOOLS := /usr/share/libvirt/schemas/domain.rng:libvirt0 virsh:libvirt-clients qemu-system-x86_64:qemu-system-x86 \
-	'/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu'
+	'/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu' libvirtd:libvirt-daemon
+# What libvirt's Python module is built with.
+LIBVIRT_BUILD := /usr/include/libvirt/libvirt.h:libvirt-dev pkg-config:pkg-config gcc:gcc
 
 # Nothing is left out quietly: what this machine cannot run fails, unless VIRTNET_ALLOW_SKIPS names it.
 not-run = case ";$$VIRTNET_ALLOW_SKIPS;" in \
@@ -62,8 +64,11 @@ kernel-as-user: $(READY) tools
 	scripts/as-plain-user $(PYTEST) tests/kernel $(AT_ONCE) --session-timeout=1200 -p no:cacheprovider; \
 	else $(call not-run,tests/kernel as a plain user); fi
 
-guests: $(READY) tools  ## what libvirt and QEMU themselves say: schema, definitions, a QEMU that is started
-	@if [ "$$(id -u)" = 0 ]; then set -x; scripts/need $(GUEST_TOOLS) && $(PYTEST) tests/guests --session-timeout=600; \
+guests: $(READY) tools  ## what libvirt and QEMU themselves say: schema, definitions, a libvirtd beside an agent
+	@if [ "$$(id -u)" = 0 ]; then set -x; scripts/need $(GUEST_TOOLS) $(LIBVIRT_BUILD) && \
+	{ $(BIN)/python -c 'import libvirt' 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[libvirt]'; } && \
+	$(PYTEST) tests/guests --session-timeout=600; \
 	else $(call not-run,tests/guests as root); fi
 
 lab: $(READY)  ## vhost_net, bonds, vlans and a guest, in a virtual machine with Debian's kernel

@@ -22,6 +22,7 @@ READY_SECONDS = 60.0
 START = """
 set -e
 for directory in /etc/libvirt /var/lib/libvirt /run/libvirt /var/cache/libvirt /var/log/libvirt; do
+    mkdir -p $directory
     mount -t tmpfs none $directory
 done
 mkdir /etc/libvirt/qemu
