@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -9,9 +10,10 @@ import pytest
 from tests.unit import hosts
 from virtnet.core import path as paths
 from virtnet.core import plan as planning
-from virtnet.core import resolve, running
+from virtnet.core import report, resolve, running
 from virtnet.core.model import (
     BridgeSpec,
+    Fingerprint,
     GuestMatch,
     GuestSpec,
     HostState,
@@ -29,6 +31,7 @@ from virtnet.core.model import (
 from virtnet.core.path import Path, Plans
 from virtnet.core.running import Proof
 from virtnet.errors import UsageError
+from virtnet.kube.status import NodeStateStatus
 
 MAC = "52:54:00:00:00:01"
 QEMU = Process(4711, "qemu-system-x86", "web1")
@@ -269,3 +272,28 @@ def test_an_entry_says_wanted_configured_and_effective() -> None:
 def test_a_nic_of_which_nobody_asks_anything_has_no_entry() -> None:
     other = replace(REQUIRED, bridge=None, guest=GuestSpec(match=GuestMatch(macs=("52:54:00:00:00:99",))))
     assert running.entries([other], host(qemu()), ()) == []
+
+
+def test_a_node_state_tells_its_guests_and_its_fingerprint() -> None:
+    state = replace(host(qemu()), fingerprint=Fingerprint(0x7173, 1 << 32))
+    desired = resolve.resolve([REQUIRED], hosts.NODE, state)
+    plan = planning.make_plan(desired, state, hosts.NOTHING_RECORDED)
+    status = report.node_state(desired, state, plan.blocked, now="2026-03-01T06:00:00Z", agent={"version": "0.1.0"})
+    told = NodeStateStatus.model_validate(status)
+    assert told.fingerprint is not None
+    assert (told.fingerprint.tun, told.fingerprint.vhost) == ("0x7173", "0x100000000")
+    assert told.guests is not None
+    assert [(nic.name, nic.tap, nic.restart_required) for nic in told.guests] == [("web1", "tap0", True)]
+    assert told.counts is not None
+    assert told.counts.restarts_needed == 1
+
+
+def test_guests_that_wait_for_no_restart_are_cut_before_settings() -> None:
+    many = tuple(
+        replace(qemu(), process=replace(QEMU, pid=number, guest=f"{'web' * 80}{number}")) for number in range(700)
+    )
+    state = replace(host(qemu()), running=many)
+    desired = resolve.resolve([REQUIRED], hosts.NODE, state)
+    status = report.node_state(desired, state, (), now="2026-03-01T06:00:00Z", agent={"version": "0.1.0"})
+    assert len(status["guests"]) + status["omitted"]["guests"] == 700
+    assert len(json.dumps(status, separators=(",", ":"))) <= report.LIMIT
