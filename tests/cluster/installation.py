@@ -87,8 +87,11 @@ class Operator:
     def apply(self, *policies: Policy) -> None:
         self.cluster.apply(*policies)
 
-    def ready(self, *names: str, seconds: float = 30) -> None:
-        """Wait until the policies are Ready, for the generation that is there now."""
+    def ready(self, *names: str, seconds: float = 90) -> None:
+        """Wait until the policies are Ready, for the generation that is there now.
+
+        An agent that was killed twice counts as one that crashes until it has run for a minute.
+        """
         for name in names:
             self.cluster.wait_for("condition=Ready", f"vnp/{name}", seconds=seconds)
 
@@ -129,10 +132,10 @@ class Operator:
         return {name: float(value) for name, _, value in lines}
 
     def plugin(self, *words: str) -> str:
-        """`kubectl virtnet`, as its user calls it."""
-        program = str(Path(sys.executable).parent / "kubectl-virtnet")
+        """`kubectl virtnet`, as kubectl calls it."""
+        program = ("-c", "import sys; from virtnet.cli import kubectl; sys.exit(kubectl.main())")
         kubeconfig = self.cluster.control.credentials.kubeconfig("admin")
-        return self.cluster.control.sandbox.net(program, *words, f"--kubeconfig={kubeconfig}")
+        return self.cluster.control.sandbox.net(sys.executable, *program, *words, f"--kubeconfig={kubeconfig}")
 
 
 FETCH = "import sys, urllib.request; print(urllib.request.urlopen(sys.argv[1], timeout=5).read().decode())"

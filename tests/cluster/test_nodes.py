@@ -77,7 +77,7 @@ def test_a_node_that_joins_is_made_as_asked_and_one_that_leaves_is_forgotten(vir
     virtnet.apply(uplink("lan", tso=False))
     virtnet.ready("lan")
     virtnet.apply(uplink("lan", tso=False, gro=True))
-    virtnet.ready("lan", seconds=60)
+    virtnet.ready("lan")
     node = virtnet.cluster.add_node(4)
     try:
         wait_until("the new node is as asked", lambda: not node.feature(UPLINK, TSO), 60)
@@ -101,5 +101,5 @@ def test_a_node_that_dies_is_unknown_and_keeps_no_rollout_waiting(virtnet: Opera
         wait_until("the others have it", lambda: all(node.feature(UPLINK, TSO) for node in others), 60, 0.3)
     finally:
         dead.start_kubelet()
-    virtnet.ready("lan", seconds=90)
+    virtnet.ready("lan")
     assert dead.feature(UPLINK, TSO)

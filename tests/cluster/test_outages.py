@@ -66,7 +66,7 @@ def test_an_agent_that_is_cut_off_keeps_its_host_and_is_right_soon_after(virtnet
     virtnet.ready("lan", "ghost")
     with proxy.between(node) as between:
         wait_until("the agent comes through the proxy", lambda: between.connections > 0, 100)
-        virtnet.ready("lan", seconds=60)
+        virtnet.ready("lan")
         between.set(mode)
         before = between.connections
         virtnet.cluster.kubectl("delete", "vnp", "ghost")
@@ -92,7 +92,7 @@ def test_a_node_that_starts_without_an_api_server_enforces_what_it_knows(virtnet
         wait_until("it is as asked again", lambda: not node.feature(UPLINK, TSO), 45)
     finally:
         control.start_api()
-    virtnet.ready("lan", seconds=60)
+    virtnet.ready("lan")
 
 
 def test_nobody_writes_anything_while_nothing_happens(virtnet: Operator) -> None:

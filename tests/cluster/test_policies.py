@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 
 from tests.cluster.cluster import condition
@@ -28,7 +29,7 @@ def test_an_edit_is_followed_and_a_deletion_puts_back_what_was_there(virtnet: Op
     virtnet.apply(uplink(tso=False))
     virtnet.ready("lan")
     virtnet.apply(uplink(gro=True))
-    virtnet.ready("lan", seconds=60)
+    virtnet.ready("lan")
     assert [(node.feature(UPLINK, GRO), node.feature(UPLINK, TSO)) for node in nodes] == [(True, True)] * 3
     virtnet.cluster.kubectl("delete", "vnp", "lan")
     on_all(nodes, lambda node: not node.feature(UPLINK, GRO), "the original of gro")
@@ -65,7 +66,7 @@ def test_two_policies_that_swap_are_right_in_the_end(virtnet: Operator) -> None:
     virtnet.apply(uplink("one", gro=True), uplink("two", tso=False))
     virtnet.ready("one", "two")
     virtnet.apply(uplink("one", tso=False), uplink("two", gro=True))
-    virtnet.ready("one", "two", seconds=60)
+    virtnet.ready("one", "two")
     on_all(nodes, lambda node: (node.feature(UPLINK, GRO), node.feature(UPLINK, TSO)) == (True, False), "both wishes")
 
 
@@ -74,7 +75,7 @@ def test_of_two_edits_within_a_second_the_last_is_in_force(virtnet: Operator) ->
     virtnet.ready("lan")
     virtnet.apply(uplink(tso=True))
     virtnet.apply(uplink(tso=False, gro=True))
-    virtnet.ready("lan", seconds=60)
+    virtnet.ready("lan")
     for node in virtnet.cluster.nodes:
         assert (node.feature(UPLINK, GRO), node.feature(UPLINK, TSO)) == (True, False)
 
@@ -140,3 +141,14 @@ def test_what_kubectl_shows_fits_on_a_line_and_says_what_is_wrong(virtnet: Opera
     described = virtnet.cluster.kubectl("describe", "vnp", "lan")
     assert "absent0" in described
     assert "Missing" in described
+
+
+def test_the_plugin_of_kubectl_tells_the_same_in_tables(virtnet: Operator) -> None:
+    virtnet.apply(uplink("lan", tso=False), uplink("rival", {"priority": -1}, tso=True))
+    virtnet.ready("lan", "rival")
+    virtnet.wait_condition("rival", "Conflicted", "True")
+    assert re.search(r"^ *lan +Ready +Enforce +3 of 3 nodes", virtnet.plugin("status"), re.M)
+    why = virtnet.plugin("why", "rival")
+    assert "OverriddenBy" in why
+    assert "lan" in why
+    assert "uplink.offloads.tso" in virtnet.plugin("diff", "node1")

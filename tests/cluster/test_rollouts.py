@@ -60,7 +60,7 @@ def test_a_change_that_fails_on_the_canary_goes_no_further_until_it_is_mended(vi
         assert [node.feature(UPLINK, TSO) for node in (canary, *others)] == [False, True, True]
     finally:
         canary.run("ip", "link", "set", "elsewhere0", "name", SPARE)
-    virtnet.ready("lan", seconds=60)
+    virtnet.ready("lan")
     assert [node.feature(UPLINK, TSO) for node in (canary, *others)] == [False, False, False]
 
 
@@ -101,4 +101,4 @@ def test_an_agent_that_crashes_is_told_and_never_counted_as_ready(virtnet: Opera
         assert found["status"]["problems"][0]["node"] == node.name
     finally:
         node.start_kubelet()
-    virtnet.ready("lan", seconds=60)
+    virtnet.ready("lan")
