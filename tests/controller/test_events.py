@@ -27,7 +27,8 @@ FOUGHT = {"node": "n1", "setting": "uplink.mtu", "reason": "Contended", "message
         ({"rollout": OVER}, {"rollout": MOVING}, []),
         ({"rollout": MOVING}, {"rollout": STOPPED}, ["RolloutPaused"]),
         ({"rollout": STOPPED}, {"rollout": STOPPED}, []),
-        ({"rollout": STOPPED}, {"rollout": {**STOPPED, "reason": "n2 fails"}}, ["RolloutPaused"]),
+        ({"rollout": STOPPED}, {"rollout": {**STOPPED, "reason": "n2 fails"}}, []),
+        ({"rollout": STOPPED}, {"rollout": {**STOPPED, "generation": 3}}, ["RolloutPaused"]),
         ({"rollout": STOPPED}, {"rollout": MOVING}, ["RolloutResumed"]),
         ({"rollout": MOVING}, {"rollout": {**OVER, "generation": 2}}, ["RolledOut"]),
         ({"rollout": OVER}, {"rollout": {**OVER, "generation": 2}}, ["RolledOut"]),
@@ -63,6 +64,20 @@ def test_the_same_news_counts_up_and_too_much_is_kept_back() -> None:
             found = next(iter(cluster.server.objects["events"].found.values()))
             assert found["involvedObject"]["name"] == "p"
             assert found["metadata"]["namespace"] == "default"
+            await connection.close()
+
+    asyncio.run(story())
+
+
+def test_a_problem_that_comes_back_on_another_node_is_the_same_event_with_the_newest_words() -> None:
+    async def story() -> None:
+        async with serving() as cluster:
+            connection = connect(cluster.server)
+            recorder = Recorder(connection, "controller-0")
+            for node in ("n1", "n2"):
+                for news in events.news({}, {"problems": [{**REFUSED, "node": node}]}):
+                    await recorder.tell("p", "uid-1", news)
+            assert cluster.events() == ["Warning Blocked x2: n2: uplink.mtu: Refused: no"]
             await connection.close()
 
     asyncio.run(story())

@@ -36,11 +36,12 @@ LONGEST_MESSAGE = 1024
 
 
 class News(NamedTuple):
-    """Something to tell. `warning`: somebody may have to do something."""
+    """Something to tell. `warning`: somebody may have to do something. `about` tells what is the same news again."""
 
     reason: str
     message: str
     warning: bool = False
+    about: str = ""
 
 
 _PROBLEMS: Mapping[str, str] = {Reason.CONTENDED: "Contended", Reason.AGENT_DOWN: "AgentDown"}
@@ -55,7 +56,8 @@ def news(before: Mapping[str, Any] | None, after: Mapping[str, Any]) -> Iterator
         if _identity(problem) not in known:
             reason = _PROBLEMS.get(problem["reason"], "Blocked")
             what = "" if reason == problem["reason"] else f"{problem['reason']}: "
-            yield News(reason, f"{problem['node']}: {problem['setting']}: {what}{problem['message']}", warning=True)
+            message = f"{problem['node']}: {problem['setting']}: {what}{problem['message']}"
+            yield News(reason, message, warning=True, about=f"{problem['setting']} {problem['reason']}")
 
 
 def _identity(problem: Mapping[str, Any]) -> tuple[object, object]:
@@ -65,8 +67,9 @@ def _identity(problem: Mapping[str, Any]) -> tuple[object, object]:
 
 def _of_rollout(old: Mapping[str, Any], new: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[News]:
     generation = new.get("generation")
-    if new.get("paused") and not (old.get("paused") and old.get("reason") == new.get("reason")):
-        yield News("RolloutPaused", f"generation {generation}: {new.get('reason', '')}", warning=True)
+    if new.get("paused") and not (old.get("paused") and old.get("generation") == generation):
+        message = f"generation {generation}: {new.get('reason', '')}"
+        yield News("RolloutPaused", message, warning=True, about=str(generation))
     elif old.get("paused") and not new.get("paused"):
         yield News("RolloutResumed", f"generation {generation} goes on")
     is_over, was_over = _over(new), _over(old) and old.get("generation") == generation
@@ -91,7 +94,7 @@ class Recorder:
 
     def __init__(self, connection: Connection, identity: str, *, clock: Callable[[], float] = time.time) -> None:
         self._connection, self._identity, self._clock = connection, identity, clock
-        self._told: dict[tuple[str, News], _Told] = {}
+        self._told: dict[tuple[str, str, str], _Told] = {}
         self._spent: dict[str, deque[float]] = {}
         self.lost = 0
         """How many were not told, because there were too many or they could not be written."""
@@ -103,20 +106,22 @@ class Recorder:
         if not self._may(uid, now):
             self.lost += 1
             return
-        known = self._told.get((uid, told))
+        key = uid, told.reason, told.about or told.message
+        known = self._told.get(key)
         name = known.name if known else _name(policy, uid, told, now)
         this = _Told(name, known.times + 1 if known else 1, known.first if known else now, now)
         try:
-            if known is None or not await self._again(this):
+            if known is None or not await self._again(this, told):
                 await self._connection.create(EVENTS, self._event(policy, uid, told, this), namespace=NAMESPACE)
-            self._told[uid, told] = this
+            self._told[key] = this
         except errors.ApiError as error:
             self.lost += 1
             log.warning("the event %r on %s was not written: %s", told.reason, policy, error)
 
-    async def _again(self, this: _Told) -> bool:
+    async def _again(self, this: _Told, told: News) -> bool:
         """Count up an Event that is there; False when it has been forgotten."""
-        change = {"count": this.times, "lastTimestamp": timestamp(this.last)}
+        message = told.message[:LONGEST_MESSAGE]
+        change = {"count": this.times, "lastTimestamp": timestamp(this.last), "message": message}
         try:
             await self._connection.patch(EVENTS.path(this.name, namespace=NAMESPACE), change)
         except errors.NotFound:
