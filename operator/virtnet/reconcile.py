@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Protocol
 
 from virtnet import errors
-from virtnet.core import domains, links, modules, nics, resolve
+from virtnet.core import domains, links, modules, resolve, running
 from virtnet.core import plan as planning
 from virtnet.core.model import (
     DONE,
@@ -186,7 +186,7 @@ def _interest(policies: tuple[Policy, ...], recorded: Recorded) -> Interest:
         addresses=asked.addresses or any(made.kind == "bridge" for made in recorded.made.values()),
         module=asked.module or bool(recorded.module),
         guests=any(map(domains.asks, policies)) or bool(recorded.guests),
-        running=any(map(nics.asks, policies)),
+        running=any(map(running.asks, policies)),
         fingerprint=True,
     )
 

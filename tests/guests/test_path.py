@@ -145,6 +145,24 @@ def test_qmp_tells_what_is_offered_and_that_vhost_is_not_started(playground: Pla
     assert "guest.nic.host.tso4" not in effective  # no driver has accepted anything
 
 
+def test_what_a_guest_does_not_fetch_is_counted(playground: Playground, tmp_path: Path) -> None:
+    playground.run("ip link set tap0 txqueuelen 10")
+    start(playground, tmp_path, *NIC)
+    flood = (
+        "import socket; raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW); raw.bind(('br0', 0));"
+        "[raw.send(b'\\xff' * 6 + b'\\x02\\0\\0\\0\\0\\x09' + b'\\x88\\xb5' + bytes(46)) for _ in range(500)]"
+    )
+    playground.python(flood)
+    host = LinuxHost(playground.namespace)
+    try:
+        state = host.observe(Interest(running=True))
+    finally:
+        host.close()
+    (count,) = state.drops.values()
+    told = json.loads(playground.run("ip -j -s link show tap0"))[0]["stats64"]["tx"]["dropped"]
+    assert count == told > 0
+
+
 def test_a_hub_takes_the_offloads_away_and_is_named(
     playground: Playground, tmp_path: Path, state: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -550,6 +550,7 @@ class HostState:
     """One look at the machine. Maps are by ifindex; an entry that is missing means that the link has no such thing.
 
     `carries` says why a link must not be enslaved ("address 192.0.2.1/24", "route 10.0.0.0/8 via 192.0.2.254").
+    `drops` counts, for the taps of running guests, the packets that a guest did not fetch in time.
     `guests` are libvirt's by UUID; None: nobody asked, there is no libvirt, or it has not told yet.
     """
 
@@ -564,6 +565,7 @@ class HostState:
     holders: Mapping[int, tuple[Process, ...]] = field(default_factory=nothing)
     module: ModuleState | None = None
     running: tuple[Running, ...] = ()
+    drops: Mapping[int, int] = field(default_factory=nothing)
     fingerprint: Fingerprint | None = None
     guests: Mapping[str, Guest] | Unreadable | Unavailable | None = None
 

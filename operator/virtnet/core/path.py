@@ -143,7 +143,7 @@ def _path(state: HostState, plans: Plans, tap: Link, nic: RunningNic | None) -> 
     uplinks = _uplinks(state, plans.desired, bridge) if bridge else ()
     hops = [
         *((_guest(state, nic, wanted), _qemu(nic), _vhost(state, nic, wanted)) if nic else ()),
-        _link_hop(TAP, tap, state, plans.desired, _tap_facts(tap, nic)),
+        _link_hop(TAP, tap, state, plans.desired, _tap_facts(tap, nic, state.drops.get(tap.ifindex, 0))),
         *((_link_hop(BRIDGE, bridge, state, plans.desired),) if bridge else ()),
         *(_link_hop(UPLINK, link, state, plans.desired, _uplink_facts(link, state)) for link in uplinks),
     ]
@@ -237,9 +237,11 @@ def _wishes(link: Link, desired: Desired) -> dict[str, Value]:
     return asked | {ask.name: ask.wanted for ask in (want.features.asks if want.features else ()) if ask.won}
 
 
-def _tap_facts(tap: Link, nic: RunningNic | None) -> Iterator[str]:
+def _tap_facts(tap: Link, nic: RunningNic | None, drops: int) -> Iterator[str]:
     if tap.tun and tap.tun.queues:
         yield f"{tap.tun.queues} queue{'s' if tap.tun.queues > 1 else ''} open"
+    if drops:
+        yield f"{drops} packets were dropped because the guest did not fetch them in time"
     if nic is None:
         yield "held by a process that cannot be seen from here" if tap.held else "nobody holds it"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Any, NamedTuple
@@ -155,6 +155,7 @@ def node_state(
     drifts: Mapping[str, int] = EMPTY,
     released: bool | None = None,
     policies_unread: Sequence[str] = (),
+    dropping: Collection[int] = (),
 ) -> dict[str, Any]:
     """The status of this node's VirtioNetworkNodeState, at most `LIMIT` bytes of compact JSON.
 
@@ -162,7 +163,7 @@ def node_state(
     change keeps its time, so an unchanged host gives an equal status. `held` and `held_links` are as in `Standing`,
     `drifts` counts foreign changes by policy, `policies_unread` are sentences about policies that could not be read:
     then nobody knows what is asked, and the node is not Ready. `released`: nobody asked for that (None), nothing is
-    left to be put back, or something still is.
+    left to be put back, or something still is. `dropping` are the ifindexes of taps that drop packets to their guests.
 
     What is too much is left out, and counted in `omitted`: links that are as asked, then other links (their settings
     say more), guests' NICs, first those that wait for no restart, then settings from the least severe. Conditions,
@@ -191,7 +192,7 @@ def node_state(
     worst_first = sorted(found, key=severity, reverse=True)
     _fill(status, "settings", len(found), (_setting(row, since, now) for row in worst_first))
     waiting = {row.subject for row in found if row.reason is Reason.RESTART_REQUIRED}
-    guests = running.entries(desired.policies.values(), state, waiting)
+    guests = running.entries(desired.policies.values(), state, waiting, dropping)
     if guests:
         status["guests"] = []
         _fill(status, "guests", len(guests), iter(guests))

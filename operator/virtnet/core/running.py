@@ -7,7 +7,7 @@ guest's driver starts anything. A process without such a descriptor cannot use v
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any
@@ -47,6 +47,9 @@ NEGOTIATED: Mapping[str, str] = {
 """The feature bits of virtio 1.2, 5.1.3 and 6, behind the settings, as `Told` names them.
 
 Not host.gso: drivers of modern devices do not know its bit (VIRTIO_NET_F_GSO), whatever it is."""
+
+OVERRUN = "; its tap drops what the guest does not fetch in time: see UdpHostToGuest in docs/profiles.md"
+"""What is recommended, and never done."""
 
 _ALWAYS_SHOWN = (nics.MODE, f"{NIC}model", f"{NIC}queues", f"{NIC}rxQueueSize")
 _LIBVIRT = ("masterKey0", "charmonitor")
@@ -215,6 +218,11 @@ def _known(values: Mapping[str, Value | None]) -> dict[str, Value]:
     return {path: value for path, value in values.items() if value is not None}
 
 
+def asks(policy: Policy) -> bool:
+    """Whether a policy makes it worth looking at running guests: also one that leaves vhost to them."""
+    return nics.asks(policy) or (policy.vhost is not None and policy.vhost.mode is VhostMode.AUTO)
+
+
 # --- what is said ------------------------------------------------------------------------------------------
 
 
@@ -242,17 +250,44 @@ def _audit(policy: Policy, nic: RunningNic, configured: Configured) -> Iterator[
         yield replace(row, reason=Reason.AUDIT_ONLY)
 
 
-def entries(policies: Iterable[Policy], state: HostState, waiting: Container[str]) -> list[dict[str, Any]]:
+def overrun(policies: Iterable[Policy], state: HostState, dropping: Collection[int]) -> tuple[RunningNic, ...]:
+    """The NICs that show the old trouble of UDP from a host to a slower guest: their taps (ifindexes) drop packets, a
+    policy leaves vhost to the guest (`Auto`) and vhost is set up."""
+    if not dropping:
+        return ()
+    policies = tuple(policies)
+    return tuple(
+        nic
+        for nic in find(state)
+        if nic.tap.ifindex in dropping
+        and nic.evidence.proof in {Proof.OPEN, Proof.STARTED}
+        and _leaves_vhost(policies, nic)
+    )
+
+
+def _leaves_vhost(policies: Iterable[Policy], nic: RunningNic) -> bool:
+    modes = {policy.vhost.mode for policy in policies if policy.vhost and nics.selects(policy, nic.identity)}
+    return VhostMode.AUTO in modes and not modes & {VhostMode.REQUIRED, VhostMode.DISABLED}
+
+
+def entries(
+    policies: Iterable[Policy], state: HostState, waiting: Container[str], dropping: Collection[int] = ()
+) -> list[dict[str, Any]]:
     """The NICs of which something is wanted, as the node state shows them; those that wait for a restart first.
 
-    `waiting` are the subjects of rows that say `RestartRequired`.
+    `waiting` are the subjects of rows that say `RestartRequired`, `dropping` is as in `overrun`.
     """
     policies = tuple(policies)
-    found = [_entry(nic, wishes, state, waiting) for nic in find(state) if (wishes := wanted(policies, nic)).wishes]
+    advised = {nic.tap.ifindex for nic in overrun(policies, state, dropping)}
+    found = [
+        _entry(nic, wishes, state, waiting, OVERRUN if nic.tap.ifindex in advised else "")
+        for nic in find(state)
+        if (wishes := wanted(policies, nic)).wishes or nic.tap.ifindex in advised
+    ]
     return sorted(found, key=lambda entry: not entry["restartRequired"])
 
 
-def _entry(nic: RunningNic, found: Wanted, state: HostState, waiting: Container[str]) -> dict[str, Any]:
+def _entry(nic: RunningNic, found: Wanted, state: HostState, waiting: Container[str], advice: str) -> dict[str, Any]:
     wishes = {path: wish.value for path, wish in found.wishes.items()}
     return {
         "name": nic.identity.guest or str(nic.running.process),
@@ -261,6 +296,6 @@ def _entry(nic: RunningNic, found: Wanted, state: HostState, waiting: Container[
         "wanted": wishes,
         "configured": configured(nic, wishes),
         "effective": effective(nic, state),
-        "vhostEvidence": str(nic.evidence)[:253],
+        "vhostEvidence": f"{nic.evidence}{advice}"[:253],
         "restartRequired": nic.identity.subject in waiting,
     }

@@ -18,10 +18,11 @@ from typing import Any, Protocol
 
 from virtnet import errors, reconcile
 from virtnet.core import links as link_rules
-from virtnet.core import report
+from virtnet.core import report, running
 from virtnet.core.model import DONE, Node, Policy, Reason, Row, Setting, Value
 from virtnet.core.standing import Refusal, Standing
 from virtnet.engine import drift, heap, holds
+from virtnet.engine.drops import Drops
 from virtnet.engine.fights import Fights, Thresholds
 from virtnet.engine.metrics import Metrics
 from virtnet.engine.reflex import FastHost, Monitor, Reflex
@@ -105,6 +106,7 @@ class Engine:
         self._refusals: dict[Setting, Refusal] = self._read_refusals()
         self._memory = reconcile.Memory()
         self._suspects: dict[Setting, str] = {}
+        self._drops, self._advised = Drops(), set[int]()
         self._wake = asyncio.Event()
         self._why: dict[str, None] = {}
         self._recent: deque[float] = deque(maxlen=options.rate)
@@ -357,11 +359,22 @@ class Engine:
             drifts=self.reflex.drifts,
             released=report.is_empty(self.ledger.recorded) if self._releasing else None,
             policies_unread=() if self._releasing else self._unread,
+            dropping=self._watch_drops(outcome.last),
         )
         if status != self.status:
             self.status = status
             if self.on_status is not None:
                 self.on_status(status)
+
+    def _watch_drops(self, look: reconcile.Look) -> frozenset[int]:
+        """Which taps drop what is for their guests; a guest whose vhost may be the reason is named once."""
+        dropping = self._drops.look(look.state.drops, time.monotonic())
+        overrun = running.overrun(look.desired.policies.values(), look.state, dropping)
+        for nic in overrun:
+            if nic.tap.ifindex not in self._advised:
+                log.warning("%s (%s): %s", nic.identity.subject, nic.tap.name, nic.evidence.sentence + running.OVERRUN)
+        self._advised = {nic.tap.ifindex for nic in overrun}
+        return dropping
 
     def _log(self, outcome: reconcile.Outcome, why: str, seconds: float) -> None:
         for row in outcome.applied:

@@ -31,6 +31,7 @@ TUN_QUEUES, TUN_DISABLED_QUEUES = 8, 9
 BRIDGE_FORWARD_DELAY, BRIDGE_AGEING_TIME, BRIDGE_STP, BRIDGE_VLAN_FILTERING = 1, 4, 5, 7
 BRIDGE_GROUP_FORWARD_MASK, BRIDGE_MULTICAST_SNOOPING = 9, 23
 
+TX_DROPPED = 56  # in struct rtnl_link_stats64
 SKIP_STATISTICS = 8  # RTEXT_FILTER_SKIP_STATS: leaves out the address families' counters, not the link's own
 EVENT_FEATURES = 2  # IFLA_EVENT_FEATURES
 TYPE_TAP = 2
@@ -73,6 +74,18 @@ def find(connection: Connection, ref: Ref) -> Link:
     if link.name != ref.name:
         raise Gone(f"link {ref.name} is gone: index {ref.ifindex} is {link.name} now")
     return link
+
+
+def dropped(connection: Connection, ref: Ref) -> int:
+    """How many packets a link could not send since it was made: of a tap, those that its guest did not fetch in time.
+
+    Gone when there is no such link.
+    """
+    body = connection.get(GETLINK, _request(ref.ifindex), f"read the counters of {ref.name}")
+    for kind, start, end in netlink.attributes(body, HEADER.size, len(body)):
+        if kind == STATS64:
+            return netlink.integer(body, start + TX_DROPPED, min(start + TX_DROPPED + 8, end))
+    return 0
 
 
 def parse(body: Body) -> Link:

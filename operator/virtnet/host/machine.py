@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from virtnet.core import model
-from virtnet.core.model import Change, Features, HostState, Identity, Interest, Link, Process, Ref
-from virtnet.errors import HostError, NotSupported
+from virtnet.core.model import Change, Features, HostState, Identity, Interest, Link, Process, Ref, Running
+from virtnet.errors import Gone, HostError, NotSupported
 from virtnet.host import (
     addresses,
     bridges,
@@ -122,11 +123,21 @@ class LinuxHost:
             extras["fingerprint"] = fingerprint.read()
         if interest.running:
             extras["running"] = evidence.look(self.namespace.path)
+            extras["drops"] = self._drops(extras["running"], found)
         if interest.guests and self.guests is not None:
             extras["guests"] = self.guests.look()
         if interest.module:
             extras["module"] = modules.read(VHOST_NET, users=users, root=self._root)
         return extras
+
+    def _drops(self, running: Sequence[Running], found: Mapping[int, Link]) -> dict[int, int]:
+        held = {name for process in running for name in process.taps.values()}
+        counts = {}
+        for ifindex, link in found.items():
+            if link.name in held:
+                with suppress(Gone):
+                    counts[ifindex] = links.dropped(self._connections.route, Ref(link.name, ifindex))
+        return counts
 
     # --- changing ------------------------------------------------------------------------------------------
 
