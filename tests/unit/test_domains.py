@@ -26,6 +26,7 @@ from virtnet.core.model import (
     Policy,
     Reason,
     SetGuestNic,
+    SetMaster,
     Setting,
     Unavailable,
     Unreadable,
@@ -367,3 +368,29 @@ def test_a_value_of_a_nic_that_is_gone_is_none() -> None:
     assert domains.value(state, Setting(f"u/{MAC}", RX)) == 256
     assert domains.value(state, Setting("other/mac", RX)) is None
     assert domains.value(replace(state, guests=None), Setting(f"u/{MAC}", RX)) is None
+
+
+# --- what is remembered ------------------------------------------------------------------------------------
+
+
+def test_a_plan_with_a_memory_says_what_one_without_says() -> None:
+    memory, host, ledger = reconcile.Memory(), FakeHost("br0 bridge\nbr1 bridge\ntap0 tap master=br0"), MemoryLedger()
+    first = {"u": guest(nic({RX: 256})), "v": guest(nic({}, bridge=None, unknown="?", tap="tap0"), uuid="v")}
+    drifted = {**first, "u": guest(nic({RX: 512}))}
+    held = Standing(held="until noon")
+    contended = Standing(contended={Setting(f"u/{MAC}", RX): "somebody fights"})
+    one, other = wish(rxQueueSize=1024), wish(rxQueueSize=1024, host_tso4=False)
+    audit = replace(one, mode=Mode.AUDIT)
+    for guests in (first, first, drifted, {}, drifted, Unreadable("it hangs"), first):
+        for policies in ((one,), (one,), (other,), (audit,), ()):
+            for standing in (planning.NOTHING_STANDS, held, contended, planning.NOTHING_STANDS):
+                host.guests = dict(guests) if isinstance(guests, dict) else guests
+                wanted = reconcile.Wish(policies, Node("n"), standing)
+                known = reconcile.look(host, ledger.recorded, wanted, memory).plan
+                assert known == reconcile.look(host, ledger.recorded, wanted).plan
+    host.guests = dict(first)
+    host.apply(SetMaster(host.ref("tap0"), host.ref("br1")))
+    plan = reconcile.look(host, ledger.recorded, reconcile.Wish((one,), Node("n")), memory).plan
+    assert [step.change for step in plan.steps if isinstance(step.change, SetGuestNic)] == [
+        SetGuestNic("db", "u", MAC, "", ((RX, 1024),), ((RX, 256),))
+    ]

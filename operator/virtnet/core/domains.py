@@ -93,6 +93,23 @@ class Findings:
         self.unmet: set[Setting] = set()
         self.frozen: set[Setting] = set()
 
+    def take(self, other: Findings) -> None:
+        """Add what was found of one guest; what is put back is found later, and of all of them."""
+        self.managed.update(other.managed)
+        self.steps += other.steps
+        self.rows += other.rows
+        self.entries += other.entries
+        self.unmet |= other.unmet
+        self.frozen |= other.frozen
+
+
+class Memory:
+    """What was found of each guest for the same policies, with the very object it was found for."""
+
+    def __init__(self) -> None:
+        self.policies: tuple[Policy, ...] = ()
+        self.guests: dict[str, tuple[Guest, Findings]] = {}
+
 
 def asks(policy: Policy) -> bool:
     """Whether a policy asks something of libvirt's guests; those of KubeVirt are another's."""
@@ -101,18 +118,48 @@ def asks(policy: Policy) -> bool:
 
 
 def find(
-    policies: Iterable[Policy], state: HostState, standing: Standing, deletion: Callable[[str], Deletion]
+    policies: Iterable[Policy],
+    state: HostState,
+    standing: Standing,
+    deletion: Callable[[str], Deletion],
+    memory: Memory | None = None,
 ) -> Findings:
     """Compare every domain with what the policies, winners first, want of its NICs."""
-    asking = [policy for policy in policies if asks(policy)]
+    asking = tuple(policy for policy in policies if asks(policy))
     found = Findings(tuple(policy.name for policy in asking))
+    memory = memory or Memory()
+    if memory.policies != asking:
+        memory.policies = asking
+        memory.guests.clear()
     found.rows += [row for row in map(nics.selects_nothing, asking) if row]
     if isinstance(state.guests, Unreadable | Unavailable):
         found.rows += (_unread(policy, state.guests) for policy in asking)
     elif state.guests is not None and asking:
+        for gone in memory.guests.keys() - state.guests.keys():
+            del memory.guests[gone]
         for guest in state.guests.values():
-            for nic in guest.nics:
-                _nic(found, guest, nic, asking, state, standing, deletion)
+            found.take(_of(guest, asking, state, standing, deletion, memory))
+    return found
+
+
+def _of(
+    guest: Guest,
+    policies: tuple[Policy, ...],
+    state: HostState,
+    standing: Standing,
+    deletion: Callable[[str], Deletion],
+    memory: Memory,
+) -> Findings:
+    """What there is to do and say of one guest; nothing is compared anew for an object that was compared before."""
+    known = memory.guests.get(guest.uuid)
+    stands = standing.held is not None or not standing.touched.isdisjoint(target_of(guest, nic) for nic in guest.nics)
+    if known is not None and known[0] is guest and not stands:
+        return known[1]
+    found = Findings()
+    for nic in guest.nics:
+        _nic(found, guest, nic, policies, state, standing, deletion)
+    if not stands and all(nic.bridge is not None for nic in guest.nics):
+        memory.guests[guest.uuid] = (guest, found)
     return found
 
 
@@ -126,7 +173,7 @@ def _nic(
     found: Findings,
     guest: Guest,
     nic: GuestNic,
-    policies: list[Policy],
+    policies: tuple[Policy, ...],
     state: HostState,
     standing: Standing,
     deletion: Callable[[str], Deletion],
@@ -261,7 +308,7 @@ def _doubts(managed: Managed, policies: Mapping[str, Policy]) -> Iterator[Row]:
             yield Row(subject, "guest.update", wanted, None, Reason.UNSUPPORTED, NO_REPLUG, owner)
 
 
-def _audits(found: Findings, guest: Guest, nic: GuestNic, identity: Nic, policies: list[Policy]) -> None:
+def _audits(found: Findings, guest: Guest, nic: GuestNic, identity: Nic, policies: tuple[Policy, ...]) -> None:
     """What each Audit policy would change, as if it had won; what it wants is neither repaired nor restored."""
     for policy in policies:
         if policy.mode is not Mode.AUDIT:

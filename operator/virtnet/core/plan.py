@@ -80,6 +80,7 @@ class Memory:
     """
 
     quiet: dict[int, tuple[object, ...]] = field(default_factory=dict)
+    guests: domains.Memory = field(default_factory=domains.Memory)
 
 
 def make_plan(
@@ -442,7 +443,7 @@ class _Builder:
     def guests(self) -> None:
         """The NICs in libvirt's domains; what is put back of them comes with the removals."""
         policies = self.desired.policies.values()
-        self.found = domains.find(policies, self.scene.state, self.standing, self._deletion)
+        self.found = domains.find(policies, self.scene.state, self.standing, self._deletion, self.memory.guests)
         news = _guest_news(self.found.entries, self.recorded)
         if news:
             self.originals.append((None, news))
