@@ -64,13 +64,14 @@ class Guest:
 
     def wait_ready(self) -> None:
         """Until the guest has an address and serves."""
-        self._wait(lambda: "guest: ready" in self.output)
+        self.wait_until(lambda: "guest: ready" in self.output)
 
     def wait_open(self) -> None:
         """Until QEMU has opened vhost-net, which it does before the guest runs."""
-        self._wait(lambda: self.vhost_threads() != [])
+        self.wait_until(lambda: self.vhost_threads() != [])
 
-    def _wait(self, done: Callable[[], bool]) -> None:
+    def wait_until(self, done: Callable[[], bool]) -> None:
+        """Until this holds, while its QEMU runs."""
         deadline = time.monotonic() + BOOT_SECONDS
         while not done():
             assert self.process.poll() is None, f"the guest's QEMU ended:\n{self.output}"
