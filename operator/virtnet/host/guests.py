@@ -48,6 +48,10 @@ class Guests:
         self._looked = 0.0
         self._started = False
 
+    @property
+    def _hanging(self) -> str:
+        return f"libvirt at {self.uri} does not answer"
+
     def close(self) -> None:
         self._thread.close()
 
@@ -63,7 +67,7 @@ class Guests:
             if self._why_not:
                 return Unreadable(self._why_not)
             if self._slow or not came:
-                return Unreadable(f"libvirt at {self.uri} does not answer")
+                return Unreadable(self._hanging)
             if self._guests is None:
                 return None
             known = MappingProxyType(dict(self._guests))
@@ -73,7 +77,12 @@ class Guests:
         return known
 
     def apply(self, change: SetGuestNic) -> None:
-        """Write into a definition; raises a `HostError`, `Gone` when it is no longer what was decided on."""
+        """Write into a definition; raises a `HostError`, `Gone` when it is no longer what was decided on.
+
+        Who is known to hang is not asked: with many definitions to write, one pass would wait for each of them.
+        """
+        if self._slow or self._why_not:
+            raise errors.Temporary(self._why_not or self._hanging)
 
         def work(connection: Any) -> None:
             try:
@@ -124,6 +133,7 @@ class Guests:
         networks: dict[str, str] = {}
         found = {}
         for domain in connection.listAllDomains():
+            self._thread.breathe()
             guest = _guest(connection, domain, networks)
             if guest is not None:
                 found[guest.uuid] = guest

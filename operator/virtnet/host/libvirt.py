@@ -29,8 +29,10 @@ PAUSES = (0.5, 60.0)
 """Seconds between attempts to connect, doubling."""
 KEEP_ALIVE = (5, 3)
 """Seconds between questions whether the other side lives, and how many may stay without an answer."""
-SLOW_SECONDS = 5.0
-"""A call that takes longer is reported: libvirt hangs."""
+SLOW_SECONDS = 3.0
+"""Whoever does not answer for so long hangs, and that is reported."""
+BREATH_SECONDS = 1.0
+OLDEST = (6, 0, 0)
 
 # From libvirt's public headers, where numbers never change.
 XML_SECURE, XML_INACTIVE = 1, 2  # virDomainXMLFlags
@@ -67,6 +69,7 @@ class Thread:
         self._something = threading.Condition()
         self._broken = self._closed = False
         self._thread: threading.Thread | None = None
+        self._timer, self._asked, self._late = threading.Timer(0, _nothing), 0.0, threading.Event()
 
     def start(self) -> None:
         """Begin; starting twice is success."""
@@ -126,6 +129,7 @@ class Thread:
         with contextlib.suppress(libvirt.libvirtError):  # a driver within this process has no other side
             connection.setKeepAlive(*KEEP_ALIVE)
         self._broken = False
+        check_version(connection.getLibVersion())
         return connection
 
     def _died(self, *_: object) -> None:
@@ -165,21 +169,34 @@ class Thread:
     @contextlib.contextmanager
     def _watched(self) -> Iterator[None]:
         """Say that libvirt hangs while it does."""
-        late = threading.Event()
-
-        def tell() -> None:
-            late.set()
-            self._slow(True)
-
-        timer = threading.Timer(SLOW_SECONDS, tell)
-        timer.daemon = True
-        timer.start()
+        self._watch()
         try:
             yield
         finally:
-            timer.cancel()
-            if late.is_set():
-                self._slow(False)
+            self._timer.cancel()
+            self._caught_up()
+
+    def breathe(self) -> None:
+        """For a job of many calls: libvirt has just answered one of them."""
+        if time.monotonic() - self._asked > BREATH_SECONDS:
+            self._timer.cancel()
+            self._watch()
+            self._caught_up()
+
+    def _watch(self) -> None:
+        self._asked = time.monotonic()
+        self._timer = threading.Timer(SLOW_SECONDS, self._tell)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _tell(self) -> None:
+        self._late.set()
+        self._slow(True)
+
+    def _caught_up(self) -> None:
+        if self._late.is_set():
+            self._late.clear()
+            self._slow(False)
 
     def _fail_all(self, error: errors.HostError) -> None:
         with self._something:
@@ -193,6 +210,18 @@ class Thread:
         with self._something:
             while not self._closed and (left := end - time.monotonic()) > 0:
                 self._something.wait(left)
+
+
+def check_version(number: int) -> None:
+    """virConnectGetLibVersion's number; raises `NotSupported` for a libvirt that is too old."""
+    version = (number // 1_000_000, number // 1000 % 1000, number % 1000)
+    if version < OLDEST:
+        found, oldest = (".".join(map(str, each)) for each in (version, OLDEST))
+        raise errors.NotSupported(f"this is libvirt {found}, and virtnet works with {oldest} or later")
+
+
+def _nothing() -> None:
+    """For a timer that is never started."""
 
 
 # --- the module, once for the process ----------------------------------------------------------------------
