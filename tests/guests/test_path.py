@@ -171,6 +171,9 @@ def test_a_hub_takes_the_offloads_away_and_is_named(
     assert found.told is not None
     assert not {"CSUM", "HOST_TSO4", "GUEST_TSO4"} & found.told.offered
     assert "-net connects NIC and tap by hub 0" in " ".join(path(playground, state, capsys).replace("│", "").split())
+    netns = ["--netns", playground.netns] if playground.netns else []
+    assert main(["inspect", *netns, "--state-dir", str(state), "-o", "json"]) == 0
+    assert "web1 on tap0: -net connects NIC and tap by hub 0" in capsys.readouterr().err
 
 
 def test_a_socket_that_does_not_speak_qmp_is_refused(tmp_path: Path) -> None:

@@ -176,6 +176,12 @@ def test_a_nic_is_found_by_the_number_of_its_descriptor() -> None:
     assert running.configured(nic)["guest.nic.queues"] == 2
 
 
+@pytest.mark.parametrize("fds", ["²", "-1", "x", "99"])
+def test_a_descriptor_that_is_none_names_no_tap_and_the_last_of_both_kinds_belong_together(fds: str) -> None:
+    (nic,) = running.find(host(qemu(f'{{"type":"tap","fds":"{fds}","id":"n0"}}')))
+    assert nic.identity.mac == MAC
+
+
 def test_a_tap_that_the_arguments_do_not_name_was_plugged_in_later() -> None:
     (nic,) = running.find(host(replace(qemu(), argv=("qemu-system-x86_64", "-name", "web1"))))
     assert (nic.configured, nic.identity.guest) == (None, "web1")

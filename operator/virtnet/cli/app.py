@@ -93,6 +93,7 @@ def path(
     state_dir: State = None,
     node_name: NodeName = None,
     node_label: NodeLabels = None,
+    libvirt_uri: LibvirtUri = None,
     output: PathFormat = PathForm.TABLE,
     qmp: Annotated[
         list[str] | None,
@@ -106,7 +107,8 @@ def path(
     """
     from virtnet.cli import path as command
 
-    _leave(command.run(name, policies or (), where.where(netns, state_dir, node_name, node_label), output, qmp or ()))
+    place = where.where(netns, state_dir, node_name, node_label, libvirt_uri)
+    _leave(command.run(name, policies or (), place, output, qmp or ()))
 
 
 @app.command()

@@ -14,7 +14,7 @@ from virtnet.cli import policies, sheet, survey, terminal
 from virtnet.cli.survey import Data
 from virtnet.cli.terminal import Output
 from virtnet.cli.where import Where
-from virtnet.core import report
+from virtnet.core import report, running
 from virtnet.core.model import HostState, Policy, Reason, Row
 from virtnet.engine.workplace import Workplace
 from virtnet.host import qemu
@@ -54,6 +54,8 @@ def run(files: Sequence[str], place: Where, output: Output) -> int:
     machine, qemu_says = _ask_qemu()
     host = _host(found, machine)
     for sentence in survey.unseen({kind: host[kind] for kind in LISTS}, found.status.get("vhost")):
+        terminal.say(sentence)
+    for sentence in running.hubs(found.state):
         terminal.say(sentence)
     if output is Output.TABLE:
         sheet.show(terminal.console(), _sheet(found, host, qemu_says))

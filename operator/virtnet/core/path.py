@@ -57,10 +57,8 @@ _TSO = "TSO"
 
 @frozen
 class Switch:
-    """One switch of a hop. `wanted` None: nobody asks. `actual` None: there is no evidence of it.
-
-    `configured` is what QEMU was told, where that is another thing than what is in effect; else None.
-    """
+    """One switch of a hop: what the policies want (None: nobody asks), what QEMU's arguments say (None: nothing), and
+    the actual value as far as there is evidence (None: there is none)."""
 
     name: str
     actual: Value | None

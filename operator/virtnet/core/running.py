@@ -98,6 +98,13 @@ def find(state: HostState) -> tuple[RunningNic, ...]:
     return tuple(sorted(found, key=lambda nic: (nic.identity.guest, nic.tap.name)))
 
 
+def hubs(state: HostState) -> Iterator[str]:
+    """A sentence for each NIC at a hub, with the fix: nobody wants one, whatever the policies ask."""
+    for nic in find(state):
+        if nic.configured is not None and nic.configured.hub:
+            yield f"{nic.identity.guest or nic.running.process} on {nic.tap.name}: {guests.HUB}"
+
+
 def _of(running: Running, state: HostState) -> Iterator[RunningNic]:
     read = guests.read(running.argv, running.files)
     if not (read.nics or running.process.guest or running.process.command.startswith("qemu")):
@@ -128,7 +135,7 @@ def _pair(configured: Sequence[Configured], running: Running, state: HostState) 
 
 
 def _tap_of(nic: Configured, running: Running, taps: Mapping[str, Link]) -> str:
-    numbers = (int(number) for number in nic.fds if number.isdigit())
+    numbers = (int(number) for number in nic.fds if number.isascii() and number.isdigit())
     by_descriptor = next((running.taps[number] for number in numbers if number in running.taps), "")
     # libvirt gives a tap its NIC's address with another first byte (virNetDevTapCreateInBridgePort).
     by_address = (name for name, link in taps.items() if nic.mac and link.mac[2:].lower() == nic.mac[2:])
