@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any
 
 from virtnet.core import features, guests, nics, qemu_args
-from virtnet.core.guests import Configured
+from virtnet.core.guests import Configured, Read
 from virtnet.core.model import Features, HostState, Link, Mode, Policy, Reason, Row, Running, Told, Value, VhostMode
 from virtnet.core.nics import NIC, Nic, Wanted
 from virtnet.values import frozen
@@ -94,7 +95,8 @@ class RunningNic:
 
 def find(state: HostState) -> tuple[RunningNic, ...]:
     """The NICs of all running guests with a tap in this namespace, by guest and tap."""
-    found = [nic for running in state.running for nic in _of(running, state)]
+    by_name = {link.name: link for link in state.links.values()} if state.running else {}
+    found = [nic for running in state.running for nic in _of(running, state, by_name)]
     return tuple(sorted(found, key=lambda nic: (nic.identity.guest, nic.tap.name)))
 
 
@@ -105,11 +107,18 @@ def hubs(state: HostState) -> Iterator[str]:
             yield f"{nic.identity.guest or nic.running.process} on {nic.tap.name}: {guests.HUB}"
 
 
-def _of(running: Running, state: HostState) -> Iterator[RunningNic]:
-    read = guests.read(running.argv, running.files)
+@lru_cache(maxsize=1024)
+def _read(argv: tuple[str, ...], files: tuple[tuple[str, str], ...]) -> Read:
+    """A running QEMU's arguments never change, and a pass looks at them several times."""
+    return guests.read(argv, dict(files))
+
+
+def _of(running: Running, state: HostState, by_name: Mapping[str, Link]) -> Iterator[RunningNic]:
+    read = _read(running.argv, tuple(running.files.items()))
     if not (read.nics or running.process.guest or running.process.command.startswith("qemu")):
         return  # another user of taps: a VPN, dnsmasq's helper
-    pairs = _pair(read.nics, running, state)
+    taps = {name: by_name[name] for name in running.taps.values() if name in by_name}
+    pairs = _pair(read.nics, running, taps)
     for tap, configured in pairs:
         told = _told(running, tap, configured, alone=len(pairs) == 1)
         mac = configured.mac if configured and configured.mac else (told.mac if told else "")
@@ -118,9 +127,10 @@ def _of(running: Running, state: HostState) -> Iterator[RunningNic]:
         yield RunningNic(running, nic, tap, configured, _evidence(running, configured, told, read.nics), told)
 
 
-def _pair(configured: Sequence[Configured], running: Running, state: HostState) -> list[tuple[Link, Configured | None]]:
+def _pair(
+    configured: Sequence[Configured], running: Running, taps: Mapping[str, Link]
+) -> list[tuple[Link, Configured | None]]:
     """Each tap with its NIC: by name, by descriptor, by libvirt's choice of address, and the last two of a kind."""
-    taps = {name: link for name in running.taps.values() if (link := state.by_name(name)) is not None}
     found: dict[str, Configured] = {}
     left = [nic for nic in configured if nic.backend in {"tap", "bridge", ""} or nic.hub]
     for nic in tuple(left):
