@@ -93,6 +93,17 @@ def test_a_fight_for_a_definition_is_given_up_and_told(agent: Agent, libvirtd: D
     assert not is_as_asked(libvirtd)
 
 
+def test_who_insists_keeps_a_definition_and_tells_of_the_fight(agent: Agent, libvirtd: Daemon) -> None:
+    agent.wish("p", f"onContention: Insist{POLICY}")
+    libvirtd.define(DOMAIN)
+    start(agent, libvirtd, "--contention-repairs", "3")
+    for _ in range(6):
+        eventually(lambda: is_as_asked(libvirtd))
+        libvirtd.define(DOMAIN)
+    eventually(lambda: is_as_asked(libvirtd))
+    eventually(lambda: agent.reasons().get((SUBJECT, "vhost.mode")) == "Contended")
+
+
 def test_links_are_kept_and_policies_followed_while_libvirtd_hangs(
     agent: Agent, libvirtd: Daemon, playground: Playground
 ) -> None:

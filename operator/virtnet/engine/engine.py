@@ -419,6 +419,11 @@ def _disputed(outcome: reconcile.Outcome, disputed: Mapping[Setting, str]) -> tu
     """Rows for settings that are as asked only because they are put back all the time."""
     rows = []
     for setting, text in disputed.items():
+        managed = outcome.last.plan.guests.get(str(setting.target)) if setting.is_guests else None
+        wish = managed.wanted.wishes.get(setting.key) if managed else None
+        if managed is not None and wish is not None:
+            subject = managed.identity.subject
+            rows.append(Row(subject, wish.path, wish.value, wish.value, Reason.CONTENDED, text, wish.policy))
         link = outcome.last.state.links.get(setting.target) if isinstance(setting.target, int) else None
         want = outcome.last.desired.links.get(setting.target) if isinstance(setting.target, int) else None
         if link is None or want is None:
