@@ -354,7 +354,11 @@ class FakeHost:
         """Into the definition alone; a guest that runs goes on as it was started."""
         assert isinstance(self.guests, dict), "a change of a guest although libvirt cannot be asked"
         guest = self.guests.get(change.uuid)
-        nic = next((nic for nic in guest.nics if nic.mac == change.mac), None) if guest else None
+        nic = (
+            next((nic for nic in guest.nics if (nic.mac, nic.address) == (change.mac, change.address)), None)
+            if guest
+            else None
+        )
         if guest is None or nic is None or nic.configured is None:
             raise errors.Gone(f"{change.guest} has no NIC {change.mac}")
         wanted = {path: value for path, value in change.values if value is not None}

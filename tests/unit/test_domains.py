@@ -272,6 +272,16 @@ def test_what_was_there_comes_back_also_when_that_was_nothing() -> None:
     assert (written(host), str(ledger)) == ({RX: 256}, "")
 
 
+def test_two_nics_of_one_address_are_told_by_their_place() -> None:
+    twins = (nic({RX: 256}, address="slot=1"), nic({RX: 512}, address="slot=2"))
+    host, ledger = on(guest(*twins)), MemoryLedger()
+    once(host, wish(rxQueueSize=1024), ledger=ledger)
+    assert len(host.applied) == 2
+    once(host, ledger=ledger)
+    assert isinstance(host.guests, dict)
+    assert host.guests["u"].nics == twins
+
+
 def test_the_first_original_outlives_every_edit_of_the_policy() -> None:
     host, ledger = managed({RX: 256}, rxQueueSize=1024)
     once(host, wish(rxQueueSize=512), ledger=ledger)

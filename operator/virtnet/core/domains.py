@@ -73,7 +73,9 @@ class Managed:
 
 
 def target_of(guest: Guest, nic: GuestNic) -> str:
-    return f"{guest.uuid}/{nic.mac}"
+    """What names a NIC in settings and in the ledger; by its place, too, where another has the same address."""
+    alone = sum(other.mac == nic.mac for other in guest.nics) == 1
+    return f"{guest.uuid}/{nic.mac}" if alone else f"{guest.uuid}/{nic.mac} {nic.address}"
 
 
 class Findings:
@@ -413,8 +415,8 @@ def _returned(subject: str, entry: Entry, current: Value | None, reason: Reason 
 def value(state: HostState, setting: Setting) -> Value | None:
     """What a definition writes for a setting; None when it writes nothing, or nobody can tell."""
     if isinstance(state.guests, Mapping):
-        uuid, _, mac = str(setting.target).partition("/")
-        guest = state.guests.get(uuid)
-        nic = next((each for each in guest.nics if each.mac == mac), None) if guest else None
-        return (nic.configured or {}).get(setting.key) if nic else None
+        guest = state.guests.get(str(setting.target).partition("/")[0])
+        for nic in guest.nics if guest else ():
+            if guest is not None and target_of(guest, nic) == setting.target:
+                return (nic.configured or {}).get(setting.key)
     return None
