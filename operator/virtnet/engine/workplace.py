@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from virtnet import errors, reconcile
-from virtnet.core import foresight
+from virtnet.core import domains, foresight
 from virtnet.core.model import HostState, Interest, Node, Policy, Recorded
 from virtnet.core.standing import Standing
 from virtnet.engine import heap, holds
@@ -130,9 +130,16 @@ class Workplace:
     def look(self, policies: tuple[Policy, ...], *, allow_mass_removal: bool = False) -> reconcile.Look:
         """What the policies would change now, also of links that have to be made first."""
         standing = self._standing(policies, allow_mass_removal)
+        self._say_without_libvirt(policies)
         found = reconcile.look(self.host, self.recorded, reconcile.Wish(policies, self.node, standing))
         plan = foresight.foresee(found.plan, found.desired, found.state, policies, self.node, self.recorded, standing)
         return replace(found, plan=plan)
+
+    def _say_without_libvirt(self, policies: tuple[Policy, ...]) -> None:
+        asking = [policy.name for policy in policies if domains.asks(policy)]
+        if asking and self.host.guests is None:
+            text = f"what {', '.join(asking)} asks of libvirt's guests reaches none (--libvirt-uri names another)"
+            self.notices.append(f"no libvirt listens here: {text}")
 
     def inspect(self) -> HostState:
         return self.host.observe(EVERYTHING)
@@ -178,6 +185,7 @@ class Workplace:
         if interrupted:
             self.notices.append(interrupted)
         transactions.forgive()
+        self._say_without_libvirt(policies)
         wish = reconcile.Wish(policies, self.node, self._standing(policies, allow_mass_removal))
         return await reconcile.run(self.host, self.ledger, wish, transact=transactions)
 

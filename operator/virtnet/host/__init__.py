@@ -8,6 +8,7 @@ taps          /dev/net/tun                           processes         who holds
 addresses     what enslaving would cut off           modules           kernel modules and their files
 events        what the kernel tells by itself        ledger, journal   what we changed; its file of lines
 state         the state directory, who holds it      records, codec   what is remembered in it, and its JSON form
+guests        libvirt's domains, and their NICs        libvirt           its connection, on a thread of its own
 probes        what must still work after a change   gateways, names  asking a router; host names to addresses
 """
 

@@ -103,6 +103,14 @@ class Thread:
     # --- the thread ---
 
     def _run(self) -> None:
+        """A mistake of ours ends the thread, with its traceback in the log; guests are unreadable then, not as asked."""
+        try:
+            self._keep_connected()
+        finally:
+            if not self._closed:
+                self._lost("the thread that talks to libvirt has ended; the log says why, and a restart begins anew")
+
+    def _keep_connected(self) -> None:
         pause = PAUSES[0]
         while not self._closed:
             try:
