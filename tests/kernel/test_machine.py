@@ -47,6 +47,8 @@ ON_FILES = {model.WriteModuleFile, model.RemoveModuleFile}
 """Made twice further down."""
 IN_THE_LAB = {model.SetRings, model.LoadModule, model.UnloadModule}
 """Made twice in tests/lab, on a kernel that has them."""
+IN_LIBVIRT = {model.SetGuestNic}
+"""Tried on a real libvirt, in tests/guests."""
 
 
 def as_text(playground: Playground) -> str:
@@ -69,7 +71,7 @@ def test_every_change_can_be_made_twice_and_the_second_changes_nothing(playgroun
 def test_every_kind_of_change_is_made_somewhere(playground: Playground, host: LinuxHost) -> None:
     playground.batch(*LINKS)
     made = {type(change) for change in changes(host)}
-    assert made | IN_THE_LAB | ON_FILES == set(get_args(model.Change))
+    assert made | IN_THE_LAB | IN_LIBVIRT | ON_FILES == set(get_args(model.Change))
 
 
 def test_what_is_no_change_is_a_programming_error(host: LinuxHost) -> None:
@@ -85,16 +87,19 @@ def test_it_is_a_host(host: LinuxHost) -> None:
 
 def test_only_what_is_asked_is_read(playground: Playground, host: LinuxHost) -> None:
     playground.batch(*LINKS)
-    asked = ("drivers", "untold_drivers", "rings", "channels", "rx_frames", "addresses", "module", "users")
+    links = ("drivers", "untold_drivers", "rings", "channels", "rx_frames", "addresses")
+    asked = (*links, "module", "users", "guests", "running", "fingerprint")
     assert {field.name for field in fields(Interest)} == set(asked)
     nothing = host.observe(Interest())
     assert [nothing.drivers, nothing.rings, nothing.channels, nothing.rx_frames] == [EMPTY] * 4
     assert (nothing.carries, nothing.holders, nothing.module) == (EMPTY, EMPTY, None)
+    assert (nothing.running, nothing.drops, nothing.fingerprint, nothing.guests) == ((), EMPTY, None, None)
     everything = host.observe(Interest(**dict.fromkeys(asked, True)))
     assert everything.drivers
     assert everything.channels
     assert everything.rx_frames
     assert everything.module is not None
+    assert everything.fingerprint is not None
     assert everything.links is nothing.links
     assert everything.features is nothing.features
 

@@ -18,6 +18,8 @@ from virtnet.core.model import (
     GuestSpec,
     HostState,
     Mode,
+    ModuleState,
+    ModuleStatus,
     Policy,
     Process,
     Reason,
@@ -157,6 +159,20 @@ def test_a_link_that_is_down_lets_nothing_pass() -> None:
 def test_a_difference_at_a_link_breaks_the_wish_there() -> None:
     path = trace(host(qemu()), LEGACY)
     assert path.sentence.startswith("uplink.offloads.tso is on, not off, at eth0: turn tx-tcp-segmentation")
+
+
+def test_a_file_for_the_next_boot_breaks_nothing_now() -> None:
+    loaded = ModuleState("vhost_net", ModuleStatus.LOADED, 1)
+    path = trace(replace(host(qemu(f"{NETDEV},vhost=on", vhost=1)), module=loaded), REQUIRED)
+    assert (path.first, len(path.hops[2].remarks)) == (None, 1)
+    assert path.hops[2].remarks[0].startswith("vhost.module.persist is off, not on, at vhost_net: write /etc/")
+
+
+def test_a_module_that_is_not_loaded_breaks_the_wish_at_vhost() -> None:
+    absent = ModuleState("vhost_net", ModuleStatus.ABSENT)
+    path = trace(replace(host(qemu(f"{NETDEV},vhost=on")), module=absent), REQUIRED)
+    assert path.first == 2
+    assert "load vhost_net" in path.sentence
 
 
 def test_a_nic_at_a_hub_is_named_with_the_fix() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import field, replace
 
 from virtnet.core import features as feature_names
-from virtnet.core import guests, nics, running, select
+from virtnet.core import guests, modules, nics, running, select
 from virtnet.core.model import (
     DONE,
     Features,
@@ -253,13 +253,13 @@ def _uplink_facts(link: Link, state: HostState) -> Iterator[str]:
 
 
 def _with_rows(hop: Hop, rows: Iterable[Row], nic: RunningNic | None) -> Hop:
-    """The hop with a sentence for each row of the plan that is about it."""
-    said = tuple(
-        f"{row.setting} is {_shown(row.actual)}, not {_shown(row.wanted)}, at {hop.name}: {row.message}"
-        for row in rows
-        if row.reason not in _SETTLED_ELSEWHERE and _is_about(row, hop, nic)
-    )
-    return replace(hop, breaks=(*hop.breaks, *dict.fromkeys(said))) if said else hop
+    """The hop with a sentence for each row of the plan that is about it. Files for the next boot break nothing now."""
+    breaks, remarks = dict.fromkeys(hop.breaks), dict.fromkeys(hop.remarks)
+    for row in rows:
+        if row.reason not in _SETTLED_ELSEWHERE and _is_about(row, hop, nic):
+            said = f"{row.setting} is {_shown(row.actual)}, not {_shown(row.wanted)}, at {hop.name}: {row.message}"
+            (remarks if row.setting == modules.PERSIST_PATH else breaks)[said] = None
+    return replace(hop, breaks=tuple(breaks), remarks=tuple(remarks))
 
 
 def _is_about(row: Row, hop: Hop, nic: RunningNic | None) -> bool:
