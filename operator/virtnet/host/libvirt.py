@@ -103,7 +103,7 @@ class Thread:
     # --- the thread ---
 
     def _run(self) -> None:
-        """A mistake of ours ends the thread, with its traceback in the log; guests are unreadable then, not as asked."""
+        """A mistake of ours ends the thread, with its traceback in the log: guests are unreadable then."""
         try:
             self._keep_connected()
         finally:
