@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequen
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import yaml
@@ -47,6 +48,21 @@ NAMESPACES = Resource("", "v1", "namespaces", "Namespace")
 ACCOUNTS = Resource("", "v1", "serviceaccounts", "ServiceAccount")
 DEFINITIONS = Resource("apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition")
 AT_ONCE = 16
+TEMPLATE = Template("""\
+# Performance of a fleet
+
+Measured by `make bench-fleet`, which writes this page; nothing in it was typed by hand. One machine does the work of a
+thousand nodes and of a control plane, so read the counts rather than the times. What one node does alone is in
+[performance.md](performance.md).
+
+$machine
+
+## Targets
+
+$targets
+
+$sections
+""")
 PATIENCE = 600.0
 Process = subprocess.Popen[Any]
 WRITES = {"create", "update", "patch", "delete"}
@@ -386,6 +402,7 @@ async def inside(kubeconfig: str, count: int) -> Report:
     async with _running(eye.run()), _processes(kubeconfig, count) as (crowds, controller):
         await crowds.begun()
         await until(lambda: eye.states == count, "every agent has reported", [*crowds.processes, controller.process])
+        await _settled(cluster)
         bench = Bench(cluster, connection, eye, crowds, controller)
         for story in (bench.first, bench.second, bench.failing, bench.outage, bench.quiet):
             print(f"{story.__doc__} …", file=sys.stderr, flush=True)
@@ -393,6 +410,15 @@ async def inside(kubeconfig: str, count: int) -> Report:
         report = bench.report()
     await connection.close()
     return report
+
+
+async def _settled(cluster: Cluster) -> None:
+    """Until nobody writes any more: the agents' starts are no part of the first generation."""
+    while True:
+        audit = Audit(cluster)
+        await asyncio.sleep(5)
+        if not audit.writes():
+            return
 
 
 @asynccontextmanager
@@ -423,7 +449,8 @@ def main() -> int:
     if options.inside:
         print(figures.to_json(asyncio.run(inside(options.inside, options.nodes))))
         return 0
-    setting, cluster = machine.describe(), Cluster(NAME)
+    _, *machine_facts = machine.describe()
+    setting, cluster = [Fact("Command", "python -m tests.bench.fleet"), *machine_facts], Cluster(NAME)
     try:
         cluster.up(0)
         for name in ("manager", "scheduler"):  # nobody heartbeats for these Nodes
@@ -437,7 +464,7 @@ def main() -> int:
     report = figures.from_json(done.stdout)
     page.show(Console(), report)
     if options.nodes == NODES_WANTED:
-        PAGE.write_text(page.render([report], setting))
+        PAGE.write_text(page.render([report], setting, TEMPLATE))
     return 0
 
 

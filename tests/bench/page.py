@@ -16,7 +16,7 @@ TEMPLATE = Template("""\
 Measured by `make bench`, which writes this page; nothing in it was typed by hand. Every promise is measured beside what
 a user would run instead and beside the floor, what the kernel takes by itself, in one run on one machine: read the
 ratios rather than the milliseconds. `×` is the median in terms of our median that it stands beside. A missed target is
-printed as missed and fails nothing.
+printed as missed and fails nothing. A whole fleet is measured apart: [performance-fleet.md](performance-fleet.md).
 
 $machine
 
@@ -31,10 +31,10 @@ NUMBERS = (1, 2, 3, 4, 6)
 TARGETS = ("target", "measured", "promised", "met")
 
 
-def render(reports: Sequence[Report], machine: Sequence[Fact]) -> str:
+def render(reports: Sequence[Report], machine: Sequence[Fact], template: Template = TEMPLATE) -> str:
     """The whole page as Markdown."""
     targets = [row for report in reports for row in _target_rows(report)]
-    return TEMPLATE.substitute(
+    return template.substitute(
         machine=_markdown(("run", ""), [(fact.what, fact.value) for fact in machine]),
         targets=_markdown(TARGETS, targets),
         sections="\n\n".join(map(_section, reports)),
