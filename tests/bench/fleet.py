@@ -26,7 +26,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from tests.bench import figures, machine, page
+from tests.bench import figures, machine, page, summaries
 from tests.bench.figures import Fact, Figure, Report, Target
 from tests.cluster.cluster import Cluster
 from virtnet.core import rollout
@@ -383,6 +383,15 @@ class Bench:
         self.facts.append(Fact("idle: processor time of the controller", f"{share:.1f} ms/s"))
         self.targets.append(Target("idle: writes in 30 s", sum(audit.writes().values()), 0, ""))
 
+    async def many(self) -> None:
+        """What five thousand nodes would cost the controller."""
+        command = [sys.executable, "-m", "tests.bench.summaries"]
+        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True, timeout=300)
+        found = json.loads(done.stdout)
+        what = f"{summaries.NODES} nodes, {summaries.POLICIES} policies and {summaries.SETTINGS} rows each"
+        self.facts.append(Fact(f"{what}: memory", f"{found['after']:.0f} MiB, {found['before']:.0f} without them"))
+        self.figures.append(figures.milliseconds(f"{summaries.NODES} nodes: a look at one policy", found["looks"]))
+
     def report(self) -> Report:
         how = (
             f"{len(self.eye.names)} agents in {CROWDS} processes, each the real agent and engine on a host in memory, "
@@ -404,7 +413,7 @@ async def inside(kubeconfig: str, count: int) -> Report:
         await until(lambda: eye.states == count, "every agent has reported", [*crowds.processes, controller.process])
         await _settled(cluster)
         bench = Bench(cluster, connection, eye, crowds, controller)
-        for story in (bench.first, bench.second, bench.failing, bench.outage, bench.quiet):
+        for story in (bench.first, bench.second, bench.failing, bench.outage, bench.quiet, bench.many):
             print(f"{story.__doc__} …", file=sys.stderr, flush=True)
             await story()
         report = bench.report()
