@@ -27,8 +27,8 @@ AGENT_PORT, CONTROLLER_PORT = 9571, 9572
 Policy = dict[str, Any]
 
 
-def uplink(name: str = "lan", spec: Policy | None = None, **features: bool) -> Policy:
-    """A policy that asks for offloads of every node's uplink, by ethtool's short names."""
+def uplink(name: str = "lan", spec: Policy | None = None, /, **features: bool) -> Policy:
+    """A policy that asks for offloads of every node's uplink, by the names that ethtool takes."""
     section = {"match": {"names": [nodes.UPLINK]}, "offloads": features}
     return policy(name, uplink=section, **(spec or {}))
 

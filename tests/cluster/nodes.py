@@ -164,7 +164,7 @@ class Node:
         return bool(features[name]["active"])
 
     def fix(self, link: str, **features: bool) -> None:
-        """What an administrator or another program sets behind the agent's back, by ethtool's short names."""
+        """What an administrator or another program sets behind the agent's back, by the names that ethtool takes."""
         words = [word for name, on in features.items() for word in (name, "on" if on else "off")]
         self.run("ethtool", "-K", link, *words)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -197,12 +198,13 @@ def test_a_cluster_beside_it_goes_without_a_trace_also_after_it_was_killed_halfw
 
 
 def traces() -> tuple[list[str], ...]:
-    """What a cluster can leave on the machine: processes, mounts, cgroups, links."""
+    """What the cluster `side` can leave on the machine: processes, mounts, cgroups, links."""
     processes = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (process / "cmdline").read_bytes().decode().split("\0")
             processes += [" ".join(words)] if any("virtnet-clusters/side" in word for word in words) else []
-    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if "virtnet" in line]
+    mounts = [line for line in Path("/proc/mounts").read_text().splitlines() if "virtnet-clusters/side" in line]
     groups = sorted(str(path) for path in Path("/sys/fs/cgroup").glob("**/virtnet-side-*"))
-    return processes, mounts, groups, sorted(os.listdir("/sys/class/net"))
+    links = [link for link in os.listdir("/sys/class/net") if re.match(r"rack|node\d|uplink0|spare0", link)]
+    return processes, mounts, groups, sorted(links)

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.commands import CommandFailed
-from tests.cluster.installation import NAMESPACE, Operator, policy, uplink
-from tests.cluster.nodes import BRIDGE
+from tests.cluster.installation import NAMESPACE, Operator
 
 
 @pytest.fixture
@@ -80,26 +79,3 @@ def test_the_agents_have_one_capability_and_the_controller_none(installed: Opera
     controller = installed.pods("controller")[0]["metadata"]["name"]
     assert int(in_agent(installed, *look).split()[1], 16) == 1 << 12  # CAP_NET_ADMIN
     assert int(installed.kubectl("exec", controller, "--", *look).split()[1], 16) == 0
-
-
-NO_CAPABILITY = json.dumps(
-    [{"op": "remove", "path": "/spec/template/spec/containers/0/securityContext/capabilities/add"}]
-)
-
-
-def test_an_agent_names_what_it_lacks(virtnet: Operator) -> None:
-    taps = policy("taps", bridge={"name": BRIDGE}, tap={"create": [{"name": "vm1"}]})
-    virtnet.upgrade("--set=features.tapCreate=false")
-    try:
-        virtnet.apply(taps)
-        refused = virtnet.wait_condition("taps", "Ready", "False", "Refused")
-        assert "/dev/net/tun" in refused["status"]["problems"][0]["message"]
-        virtnet.cluster.delete(taps)
-        virtnet.kubectl("patch", "daemonset", "virtnet-agent", "--type=json", f"--patch={NO_CAPABILITY}")
-        virtnet.wait_agents()
-        virtnet.apply(uplink("lan", tso=False))
-        refused = virtnet.wait_condition("lan", "Ready", "False", "Refused")
-        assert "NET_ADMIN" in refused["status"]["problems"][0]["message"]
-    finally:
-        virtnet.upgrade("--set=features.tapCreate=true")
-    virtnet.ready("lan")
