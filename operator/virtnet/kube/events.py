@@ -75,7 +75,8 @@ def _of_rollout(old: Mapping[str, Any], new: Mapping[str, Any], after: Mapping[s
     is_over, was_over = _over(new), _over(old) and old.get("generation") == generation
     if is_over and not was_over:
         matched = (after.get("nodes") or {}).get("matched", 0)
-        yield News("RolledOut", f"generation {generation} was let out to all {matched} nodes that it selects")
+        whom = "the one node" if matched == 1 else f"all {matched} nodes"
+        yield News("RolledOut", f"generation {generation} was let out to {whom} that it selects")
 
 
 def _over(rollout: Mapping[str, Any]) -> bool:

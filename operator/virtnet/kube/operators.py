@@ -98,8 +98,9 @@ class Operator:
         self.starts = 0
         """How often kopf was started."""
         self._logins = pace.Pace()
-        # At level INFO kopf says of each event that its handler succeeded.
-        logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+        # At level INFO kopf says of each event that its handler succeeded, and of each login how far it is.
+        for name in ("kopf.objects", "kopf.activities", "kopf._core.engines.activities"):
+            logging.getLogger(name).setLevel(logging.WARNING)
 
     async def run(self, signals: Signals | None = None) -> NoReturn:
         """Until cancelled. `signals` are the process's own handlers; kopf takes SIGINT and SIGTERM for itself."""
