@@ -107,6 +107,8 @@ class Proxy(threading.Thread):
         self._tasks.add(task)
         try:
             await self._join(reader, writer)
+        except asyncio.CancelledError:
+            pass  # asked for by us, and asyncio's server takes it for an accident
         finally:
             writer.transport.abort()
             self._clients.discard(client)

@@ -30,7 +30,7 @@ def without(virtnet: Operator, place: str, entry: object) -> Iterator[None]:
         replace(virtnet, place, [each for each in found if each != entry])
         yield
     finally:
-        replace(virtnet, place, found)
+        virtnet.upgrade("--force-conflicts")  # helm takes back what was changed beside it
 
 
 def replace(virtnet: Operator, place: str, entries: list[object]) -> None:

@@ -15,8 +15,8 @@ from tests.cluster.sandbox import wait_until
 
 GRO, TSO = "generic-receive-offload", "tcp-segmentation-offload"
 OUTAGE_SECONDS = 12
-MOST_REQUESTS = 14
-"""Of one agent, for coming back."""
+MOST_REQUESTS = 30
+"""Of one agent, for coming back; and its attempts to connect during an outage, which become rarer and rarer."""
 
 # Each story changes a feature of its own, twice: five times in a minute would be a fight, of which the agent keeps out.
 OWN = {
@@ -49,7 +49,7 @@ def test_hosts_are_kept_as_asked_while_the_api_server_is_down(virtnet: Operator)
     wait_until("the edit is in force", lambda: all(node.feature(UPLINK, GRO) for node in nodes), 45, 0.3)
     virtnet.ready("lan")
     asked = Counter(r.node for r in audit.read(control.audit_log, back) if r.user.endswith(":virtnet-agent"))
-    assert max(asked.values(), default=0) <= MOST_REQUESTS * 2, asked
+    assert max(asked.values(), default=0) <= MOST_REQUESTS, asked
 
 
 def test_hosts_are_kept_as_asked_while_the_api_server_is_frozen(virtnet: Operator) -> None:
@@ -86,7 +86,7 @@ def test_an_agent_that_is_cut_off_keeps_its_host_and_is_right_soon_after(virtnet
 
 
 def test_a_node_that_starts_without_an_api_server_enforces_what_it_knows(virtnet: Operator) -> None:
-    node, control = virtnet.cluster.node(1), virtnet.cluster.control
+    node, control = virtnet.cluster.node(2), virtnet.cluster.control
     virtnet.apply(uplink("lan", tso=False))
     virtnet.ready("lan")
     control.stop_api()

@@ -94,7 +94,7 @@ def test_a_policy_follows_the_labels_of_the_nodes(virtnet: Operator) -> None:
     one, two, three = virtnet.cluster.nodes
     virtnet.cluster.kubectl("label", "node", one.name, "role=gateway")
     virtnet.apply(uplink("lan", {"nodeSelector": {"matchLabels": {"role": "gateway"}}}, tso=False))
-    virtnet.ready("lan")
+    virtnet.wait_status("lan", "in force on one node", lambda found: found["status"]["nodes"]["ready"] == 1)
     assert [node.feature(UPLINK, TSO) for node in (one, two, three)] == [False, True, True]
     virtnet.cluster.kubectl("label", "node", two.name, "role=gateway")
     wait_until("node2 follows", lambda: not two.feature(UPLINK, TSO), 15)

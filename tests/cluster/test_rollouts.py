@@ -92,7 +92,7 @@ def test_a_rollout_that_its_author_paused_stays_where_it_is(virtnet: Operator) -
 def test_an_agent_that_crashes_is_told_and_never_counted_as_ready(virtnet: Operator) -> None:
     virtnet.apply(uplink("lan", tso=False))
     virtnet.ready("lan")
-    node = virtnet.cluster.node(1)
+    node = virtnet.cluster.node(3)
     node.sandbox.stop("kubelet")  # nobody starts the agent again
     try:
         node.run("sh", "-c", "kill -9 $(pidof -x virtnet)")
