@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,17 @@ import pytest
 
 from tests.kernel.agent import Agent, agent_on
 from tests.kernel.playground import Playground, open_playground
-from virtnet.host import LinuxHost
+from virtnet.host import LinuxHost, namespaces
+
+CLONE_NEWNET = 0x40000000
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """As a plain user there is one namespace for all tests, so each of several workers needs one of its own."""
+    if hasattr(session.config, "workerinput") and not namespaces.in_initial_user_namespace():
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.unshare(CLONE_NEWNET) != 0:
+            raise OSError(ctypes.get_errno(), "unshare")
 
 
 @pytest.fixture
