@@ -21,7 +21,7 @@ IMAGES = (
     "--set=image.registry=virtnet.test,image.pullPolicy=Never",
     "--set=agent.image.tag=test,controller.image.tag=test",
 )
-AGENT_PORT, CONTROLLER_PORT = 9571, 9572
+AGENT_PORT = 9571
 
 
 Policy = dict[str, Any]
@@ -76,10 +76,6 @@ class Operator:
         """The agent's pod of a node."""
         (pod,) = (pod for pod in self.pods("agent") if pod["spec"]["nodeName"] == node.name)
         return pod
-
-    def log(self, node: Node, since: str = "10m") -> str:
-        """What the agent of a node said."""
-        return self.kubectl("logs", self.agent(node)["metadata"]["name"], f"--since={since}")
 
     def wait_agents(self) -> None:
         self.kubectl("rollout", "status", "daemonset/virtnet-agent", "--timeout=60s")
