@@ -289,3 +289,11 @@ def test_a_rollout_over_many_nodes_goes_step_by_step_to_its_end() -> None:
         entries = {n: AS_ASKED if found.admits(rollout.rank(UID, n), 2) else each for n, each in entries.items()}
     assert ready == [0, 1, 3, 5, 7, 8]
     assert told(status) == conditions("True AsAsked", *AT_REST, "True AsAsked")
+
+
+@pytest.mark.parametrize(("uid", "ready"), [("of-the-deleted-one", "False RollingOut"), (UID, "True AsAsked")])
+def test_what_a_node_still_says_of_a_deleted_policy_is_not_said_of_a_new_one_of_that_name(uid: str, ready: str) -> None:
+    new = Policy("p", UID, 1)
+    found = a_fleet(n1=Entry(1, True, uid=uid))
+    verdict = judge(found, Published(1, EVERYBODY, began=NOW), policy=new)
+    assert told(verdict.status)["Ready"] == ready

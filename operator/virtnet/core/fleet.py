@@ -44,12 +44,16 @@ class NodeFacts:
 
 @frozen
 class Entry:
-    """One policy in a node's state. `faults` are what is not as asked: one for each setting and reason, worst first."""
+    """One policy in a node's state. `faults` are what is not as asked: one for each setting and reason, worst first.
+
+    `uid` is the policy's, "" when the node does not tell it.
+    """
 
     generation: int
     ready: bool
     blocked: int = 0
     faults: tuple[Fault, ...] = ()
+    uid: str = ""
 
     @property
     def failing(self) -> Fault | None:
@@ -68,6 +72,11 @@ class StateFacts:
     entries: Mapping[str, Entry] = field(default_factory=nothing)
     released: bool = False
     fingerprint: Fingerprint = Fingerprint()
+
+    def of(self, policy: Policy) -> Entry | None:
+        """What is said of this policy, and not of an earlier one of the same name that was deleted."""
+        entry = self.entries.get(policy.name)
+        return None if entry is None or entry.uid not in {"", policy.uid} else entry
 
 
 @frozen
@@ -178,7 +187,7 @@ def _members(policy: Policy, fleet: Fleet, waiting: Mapping[str, float], now: fl
         state = fleet.states.get(name)
         if state and state.owner not in {"", node.uid}:  # of an earlier Node of this name
             state = None
-        entry = state.entries.get(policy.name) if state else None
+        entry = state.of(policy) if state else None
         selected = select.selects_node(policy.node_selector, node.labels)
         if not selected and entry is None and name not in waiting:
             continue

@@ -335,6 +335,7 @@ def _policies(
         reason = worst.reason if worst else Reason.AS_ASKED
         yield {
             "name": name,
+            **({"uid": policy.uid} if policy.uid else {}),
             "generation": policy.generation,
             "admitted": not any(row.reason is Reason.NOT_ADMITTED for row in mine),
             "ready": worst is None or not failing(worst),

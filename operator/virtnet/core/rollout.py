@@ -268,7 +268,7 @@ def _begin(
 def _between(node: Traveller, previous: Published | None, waiting: Mapping[str, float]) -> bool:
     """Whether a node may still be on its way to the generation that was published before, or left from another policy.
 
-    With nothing published, an entry can only be of a deleted policy of the same name.
+    With nothing published, an entry without a uid can only be of a deleted policy of the same name.
     """
     if previous is None:
         return node.generation is not None

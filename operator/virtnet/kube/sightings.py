@@ -90,7 +90,8 @@ def _entries(status: Object, faults: Mapping[str, list[Fault]]) -> Iterator[tupl
         reason = str(each.get("reason"))
         if not ready and reason in _ORDER and not any(fault.reason in FAILING for fault in known):
             known = (Fault("policy", Reason(reason), "the setting is not listed in the node's state"), *known)
-        yield name, Entry(generation, ready, blocked if isinstance(blocked, int) else 0, known)
+        uid = _shared(str(each.get("uid", "")))
+        yield name, Entry(generation, ready, blocked if isinstance(blocked, int) else 0, known, uid)
 
 
 def _fault(row: Object) -> Fault | None:

@@ -106,6 +106,8 @@ class PolicyOnNode(Base):
 
     name: Short
     """The policy's name."""
+    uid: Short | None = None
+    """Which policy of that name: one that was deleted and made anew has another."""
     generation: Amount | None = None
     """The generation that is in force here."""
     admitted: bool | None = None
