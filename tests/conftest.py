@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import os
+import signal
 from collections.abc import Generator
 
 import pytest
@@ -15,6 +16,9 @@ settings.register_profile(
     "fuzz", deadline=None, max_examples=5000, print_blob=True, suppress_health_check=list(HealthCheck)
 )
 settings.load_profile("default")
+
+# A shell's background job ignores interrupts, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 ALLOWED = "VIRTNET_ALLOW_SKIPS"
 """Environment: shell patterns of the reasons for which a test may be skipped, separated by semicolons."""

@@ -105,6 +105,11 @@ def typed(app: Any, name: str, arguments: Sequence[str]) -> int:
     try:
         code: int | None = app(args=list(arguments), prog_name=name, standalone_mode=False)
         return code or 0
+    except SystemExit as ended:
+        # Typer makes exit code 1 of a broken pipe, which is for `guarded` to answer.
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise ended.__context__ from None
+        raise
     except typer.TyperException as error:
         terminal.say(f"{error.format_message()} ({name} --help shows how)")
         return ERROR
