@@ -153,14 +153,18 @@ def test_what_a_guest_does_not_fetch_is_counted(playground: Playground, tmp_path
         "[raw.send(b'\\xff' * 6 + b'\\x02\\0\\0\\0\\0\\x09' + b'\\x88\\xb5' + bytes(46)) for _ in range(500)]"
     )
     playground.python(flood)
+
+    def told() -> int:
+        return int(json.loads(playground.run("ip -j -s link show tap0"))[0]["stats64"]["tx"]["dropped"])
+
+    before = told()
     host = LinuxHost(playground.namespace)
     try:
         state = host.observe(Interest(running=True))
     finally:
         host.close()
     (count,) = state.drops.values()
-    told = json.loads(playground.run("ip -j -s link show tap0"))[0]["stats64"]["tx"]["dropped"]
-    assert count == told > 0
+    assert 0 < before <= count <= told(), "packets of the kernel's own may be dropped meanwhile"
 
 
 def test_a_hub_takes_the_offloads_away_and_is_named(
