@@ -27,7 +27,9 @@ not-run = case ";$$VIRTNET_ALLOW_SKIPS;" in \
 	*) echo "NOT RUN: $(1); VIRTNET_ALLOW_SKIPS='$(1)' accepts that" >&2; exit 1;; esac
 
 .DEFAULT_GOAL := help
+ifndef SIDE_BY_SIDE
 .NOTPARALLEL:
+endif
 .PHONY: help demo test check unit flow api kernel kernel-as-root kernel-as-user guests lab cluster cluster-up cluster-load cluster-down bench bench-fleet crds manifests chart fuzz tools clean
 
 help:
@@ -53,7 +55,8 @@ flow: $(READY)  ## random walks over policies on a strict fake host
 api: $(READY)  ## the agent and the controller, with an API server that fails in every way
 	$(PYTEST) tests/agent tests/controller $(AT_ONCE) --session-timeout=900
 
-kernel: kernel-as-root kernel-as-user  ## the real kernel in network namespaces, as root and as a plain user
+kernel: $(READY) tools  ## the real kernel in network namespaces, as root and, beside it, as a plain user
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync SIDE_BY_SIDE=1 kernel-as-root kernel-as-user
 
 kernel-as-root: $(READY) tools
 	@if [ "$$(id -u)" = 0 ]; then set -x; $(PYTEST) tests/kernel $(AT_ONCE) --session-timeout=1200; \
