@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PYTEST := $(BIN)/python -m pytest
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 # These tests wait more than they work: three at a time, each in network namespaces of its own.
 AT_ONCE := -n 3
@@ -70,7 +71,7 @@ kernel-as-user: $(READY) tools
 guests: $(READY) tools  ## what libvirt and QEMU themselves say: schema, definitions, a libvirtd beside an agent
 	@if [ "$$(id -u)" = 0 ]; then set -x; scripts/need $(GUEST_TOOLS) $(LIBVIRT_BUILD) && \
 	{ $(BIN)/python -c 'import libvirt' 2>/dev/null || \
-		$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[libvirt]'; } && \
+		$(PIP_INSTALL) --editable '.[libvirt]'; } && \
 	$(PYTEST) tests/guests --session-timeout=600; \
 	else $(call not-run,tests/guests as root); fi
 
@@ -119,9 +120,9 @@ clean:  ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis build dist
 
 # Debian ships python3 without ensurepip. The environment must be readable for the tests that run as a plain user.
-$(READY): pyproject.toml
+$(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "virtnet needs Python 3.11 or newer")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || scripts/need '/usr/lib/python3*/ensurepip:python3-venv'
 	umask 022 && $(PYTHON) -m venv --clear .venv && \
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@

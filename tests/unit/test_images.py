@@ -18,6 +18,16 @@ BOOKWORM = {"extra": "", "python_version": "3.11", "python_full_version": "3.11.
 """The Python of the base image."""
 
 
+def pinned(file: str) -> dict[str, str]:
+    """Package -> version."""
+    lines = [line for line in (ROOT / file).read_text().splitlines() if not line.startswith("#")]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[a-z0-9.]+", line) for line in lines)
+    pairs = [line.split("==") for line in lines]
+    found = {canonicalize_name(name): version for name, version in pairs}
+    assert len(found) == len(pairs), "a package is there twice"
+    return found
+
+
 def names(lines: list[str]) -> set[str]:
     found = (re.split(r"[=<>\[; ]", line)[0] for line in lines if line and not line.startswith("#"))
     return {canonicalize_name(name) for name in found}
@@ -40,15 +50,17 @@ def applies(requirement: Requirement) -> bool:
 
 def test_the_images_hold_every_dependency_but_those_of_the_commands_for_people() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    held = names((ROOT / "requirements.txt").read_text().splitlines())
+    held = set(pinned("requirements.txt"))
     wanted = names(project["dependencies"]) - FOR_PEOPLE
     assert held == {name for direct in wanted for name in needed(direct)}
     assert not held & (FOR_PEOPLE | {"kubernetes"})
 
 
-def test_every_version_in_an_image_is_pinned() -> None:
-    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
-    assert all(re.fullmatch(r"[A-Za-z0-9-]+==[0-9.]+", line) for line in lines)
+def test_the_images_hold_the_versions_that_the_tests_run_with() -> None:
+    tested = pinned("constraints.txt")
+    assert pinned("requirements.txt").items() <= tested.items()
+    installed = {canonicalize_name(found.name): found.version for found in metadata.distributions()}
+    assert {name: installed[name] for name in tested.keys() & installed.keys()} == tested
 
 
 def test_the_build_sees_nothing_but_what_the_images_are_made_of() -> None:

@@ -17,6 +17,8 @@ from virtnet.kube.places import Loc, path, shown
 from virtnet.values import frozen
 
 DEEPEST = 64
+TOO_DEEP_FOR_LIBYAML = "exceeded maximum nesting depth"
+"""What libyaml says since 0.2.6 of 1000 opening brackets in a row, before it tells of the first."""
 MOST_VALUES = 50_000
 """Names and values in a file; people write a tenth of that. It bounds how long a reader can be held up."""
 LONGEST_NUMBER = 20
@@ -72,7 +74,9 @@ def parse(text: str, file: str, loader: type[Any] = LOADER) -> tuple[list[Docume
         errors.append(error)
     except yaml.MarkedYAMLError as error:
         line = min(_line_of(error.problem_mark), max(1, len(text.splitlines())))  # it may point behind the end
-        errors.append(PolicyError(f"this is not YAML: {error.problem}", file=file, line=line))
+        deep = error.problem == TOO_DEEP_FOR_LIBYAML
+        says = f"maps and lists are nested over {DEEPEST} deep" if deep else f"this is not YAML: {error.problem}"
+        errors.append(PolicyError(says, file=file, line=line))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         errors.append(PolicyError("a control character stands here: take it out", file=file, line=line))
