@@ -69,11 +69,14 @@ def _dispatch(arguments: Sequence[str]) -> int:
 
         return release_nodes.main(arguments[1:])
     if arguments[:1] in (["plan"], ["apply"]):
-        from virtnet.cli import quick
+        from virtnet.cli import policies
 
-        if command := quick.command(arguments):
-            import_without_openssl()
-            return command()
+        with policies.begun(arguments[1:]) as read:  # before anything else is imported: it takes longest
+            from virtnet.cli import quick
+
+            if command := quick.command(arguments, read):
+                import_without_openssl()
+                return command()
     from virtnet.cli.app import app
 
     return typed(app, "virtnet", arguments)

@@ -11,11 +11,13 @@ import pytest
 from virtnet.cli import aside
 
 
+def forks() -> bool:
+    return threading.active_count() == 1 and len(os.sched_getaffinity(0)) > 1
+
+
 def test_what_the_other_process_found_is_handed_over() -> None:
-    here: list[int] = []
-    other = aside.do(os.getpid, lambda: here.append(os.getpid()))
-    assert here == [os.getpid()]
-    assert (other != os.getpid()) == (threading.active_count() == 1 and len(os.sched_getaffinity(0)) > 1)
+    with aside.begun(os.getpid) as other:
+        assert (other() != os.getpid()) == forks()
 
 
 @pytest.mark.parametrize("end", ["raises", "dies", "is no value"])
@@ -33,16 +35,21 @@ def test_what_the_other_process_could_not_hand_over_is_done_here(end: str, tmp_p
             os.kill(os.getpid(), 9)
         return lambda: "no value"
 
-    assert aside.do(work, lambda: None) == "done here"
-    assert told.read_text() == "once\n" * (1 + (threading.active_count() == 1 and len(os.sched_getaffinity(0)) > 1))
+    with aside.begun(work) as result:
+        assert result() == "done here"
+    assert told.read_text() == "once\n" * (1 + forks())
 
 
 def test_a_failure_here_leaves_no_process_behind() -> None:
-    def fail() -> None:
+    with pytest.raises(KeyboardInterrupt), aside.begun(lambda: "x" * 1_000_000):
         raise KeyboardInterrupt
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
 
-    with pytest.raises(KeyboardInterrupt):
-        aside.do(lambda: "x" * 1_000_000, fail)
+
+def test_what_nobody_asks_for_is_given_up_at_once() -> None:
+    with aside.begun(threading.Event().wait if forks() else lambda: True):
+        pass
     with pytest.raises(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
 
@@ -52,7 +59,8 @@ def test_with_other_threads_nothing_is_forked() -> None:
     thread = threading.Thread(target=go.wait)
     thread.start()
     try:
-        assert aside.do(os.getpid, lambda: None) == os.getpid()
+        with aside.begun(os.getpid) as result:
+            assert result() == os.getpid()
     finally:
         go.set()
         thread.join()

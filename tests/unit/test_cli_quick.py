@@ -6,7 +6,7 @@ import pytest
 import typer.main
 
 from tests.unit.test_cli import python
-from virtnet.cli import quick
+from virtnet.cli import policies, quick
 from virtnet.cli.app import app
 from virtnet.cli.terminal import Output
 
@@ -46,7 +46,7 @@ def test_what_is_given_is_taken() -> None:
     ["apply", "apply --help", "plan -h", "apply a --net x", "apply a --nonsense", "plan a -o xml", "plan --netns"],
 )
 def test_help_and_everything_that_is_not_plain_is_for_the_library(words: str) -> None:
-    assert quick.command(words.split()) is None
+    assert quick.command(words.split(), policies.read) is None
 
 
 def test_a_plain_apply_imports_no_command_line_library() -> None:

@@ -9,6 +9,7 @@ from virtnet.cli import interrupts, lines, policies, terminal
 from virtnet.cli.terminal import Output
 from virtnet.cli.where import Where
 from virtnet.core import report
+from virtnet.core.model import Policy
 from virtnet.reconcile import Outcome
 
 if TYPE_CHECKING:
@@ -18,9 +19,8 @@ ALL_DONE = 0
 SOMETHING_LEFT = 3
 
 
-def apply(files: Sequence[str], place: Where, output: Output, *, allow_mass_removal: bool) -> int:
+def apply(wanted: tuple[Policy, ...], place: Where, output: Output, *, allow_mass_removal: bool) -> int:
     """The exit code: 0 when all is as asked, 3 when something is left or failed."""
-    wanted = policies.read(files)
     policies.say_doubts(wanted)
     with place.open(write=True) as workplace:
         outcome = interrupts.run(workplace.apply(wanted, allow_mass_removal=allow_mass_removal))

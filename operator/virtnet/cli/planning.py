@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from virtnet.cli import lines, policies, terminal
 from virtnet.cli.terminal import Output
 from virtnet.cli.where import Where
 from virtnet.core import report
+from virtnet.core.model import Policy
 from virtnet.core.plan import Plan
 
 if TYPE_CHECKING:
@@ -18,9 +19,8 @@ NOTHING_TO_CHANGE = 0
 PENDING = 2
 
 
-def run(files: Sequence[str], place: Where, output: Output) -> int:
+def run(wanted: tuple[Policy, ...], place: Where, output: Output) -> int:
     """The exit code: 2 when at least one change is pending, else 0; what is only blocked is no change."""
-    wanted = policies.read(files)
     policies.say_doubts(wanted)
     with place.open(write=False) as workplace:
         plan = workplace.look(wanted).plan

@@ -2,28 +2,38 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from virtnet.cli import aside, terminal
-from virtnet.core.model import Policy
 
 if TYPE_CHECKING:
+    from virtnet.core.model import Policy
     from virtnet.errors import PolicyError
+
+Read = Callable[[Sequence[str]], "tuple[Policy, ...]"]
+"""From the names of files to the policies in them, as `read` does it."""
 
 
 def read(files: Sequence[str]) -> tuple[Policy, ...]:
     """The policies of all files; every fault is said and ends the command with exit code 1: nothing is half read."""
-    if all(map(os.path.isfile, files)):  # nothing else can be read twice
-        policies, errors = aside.do(lambda: _load(files), _import_the_engine)
-    else:
-        policies, errors = _load(files)
-    _say(errors)
-    if errors:
-        raise terminal.Ended(1)
-    return policies
+    return _judged(*_load(files))
+
+
+@contextmanager
+def begun(words: Iterable[str]) -> Iterator[Read]:
+    """`read`, begun already in another process for those words of a command line that name files.
+
+    Nothing but a regular file can be read twice, and what turns out to be no policy has been read in vain.
+    """
+    likely = [word for word in words if os.path.isfile(word)]
+    if not likely:
+        yield read
+        return
+    with aside.begun(lambda: _load(likely)) as loaded:
+        yield lambda files: _judged(*(loaded() if list(files) == likely else _load(files)))
 
 
 def _load(files: Sequence[str]) -> tuple[tuple[Policy, ...], tuple[PolicyError, ...]]:
@@ -34,9 +44,11 @@ def _load(files: Sequence[str]) -> tuple[tuple[Policy, ...], tuple[PolicyError, 
     return reading.policies, tuple(reading.errors)
 
 
-def _import_the_engine() -> None:
-    """The other part of it, which every command that is given policies needs next."""
-    importlib.import_module("virtnet.engine.workplace")
+def _judged(policies: tuple[Policy, ...], errors: Sequence[PolicyError]) -> tuple[Policy, ...]:
+    _say(errors)
+    if errors:
+        raise terminal.Ended(1)
+    return policies
 
 
 def parse(texts: Mapping[str, str]) -> tuple[Policy, ...]:

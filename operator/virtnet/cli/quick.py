@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from virtnet.cli import where
+from virtnet.cli.policies import Read
 from virtnet.cli.terminal import Output
 
 
@@ -40,22 +41,25 @@ def parser(name: str) -> argparse.ArgumentParser:
     return found
 
 
-def command(arguments: Sequence[str]) -> Callable[[], int] | None:
+def command(arguments: Sequence[str], read: Read) -> Callable[[], int] | None:
     """What carries these arguments out and returns the exit code; None when they are for the library."""
     name = arguments[0]
     try:
         given = parser(name).parse_args(arguments[1:])
     except NotPlain:
         return None
-    return lambda: _carry_out(name, given)
+    return lambda: _carry_out(name, given, read)
 
 
-def _carry_out(name: str, given: argparse.Namespace) -> int:
+def _carry_out(name: str, given: argparse.Namespace, read: Read) -> int:
     place = where.where(given.netns, given.state_dir, given.node_name, given.node_label, given.libvirt_uri)
     if name == "plan":
         from virtnet.cli import planning
 
-        return planning.run(given.files, place, given.output)
+        with place.seen_once() as seen:
+            return planning.run(read(given.files), seen, given.output)
     from virtnet.cli import applying
 
-    return applying.apply(given.files, place, given.output, allow_mass_removal=given.allow_mass_removal)
+    with place.seen_once() as seen:
+        wanted = read(given.files)
+        return applying.apply(wanted, seen, given.output, allow_mass_removal=given.allow_mass_removal)

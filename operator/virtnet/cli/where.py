@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from virtnet.values import frozen
 if TYPE_CHECKING:
     from virtnet.core.model import Node
     from virtnet.engine.workplace import Workplace
+    from virtnet.host import LinuxHost
 
 SECONDS: Mapping[str, int] = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LONGEST_HOLD = 30 * SECONDS["d"]
@@ -29,6 +30,8 @@ class Where:
     node_name: str | None = None
     node_labels: Mapping[str, str] = field(default_factory=dict)
     libvirt_uri: str | None = None
+    host: LinuxHost | None = None
+    """The machine there, where it is open already."""
 
     def open(self, *, write: bool) -> AbstractContextManager[Workplace]:
         """The engine's side of it, to be entered. Raises `UsageError` and `HostError` when entered."""
@@ -40,8 +43,25 @@ class Where:
             node_name=self.node_name,
             node_labels=self.node_labels,
             libvirt_uri=self.libvirt_uri,
+            host=self.host,
             write=write,
         )
+
+    @contextmanager
+    def seen_once(self) -> Iterator[Where]:
+        """The same place after a first look at its links, which takes twice as long as any later one.
+
+        What stands in the way of that is left to be told by `open`.
+        """
+        from virtnet.engine import workplace
+
+        try:
+            host = workplace.seen_host(self.netns)
+        except errors.VirtnetError:
+            yield self
+            return
+        with closing(host):
+            yield replace(self, host=host)
 
 
 def where(

@@ -63,6 +63,21 @@ def this_node(name: str | None, labels: Mapping[str, str]) -> Node:
     return Node(hostname, {**known, **labels})
 
 
+def seen_host(netns: str | None) -> LinuxHost:
+    """The machine after a look at its links and their features; to be closed. Raises what opening and looking raise."""
+    host = LinuxHost(_namespace(netns))
+    try:
+        host.observe(Interest())
+    except BaseException:
+        host.close()
+        raise
+    return host
+
+
+def _namespace(netns: str | None) -> Namespace:
+    return Namespace.named(netns) if netns else Namespace(None)
+
+
 @dataclass
 class Workplace:
     """What a command works with. `state` and `ledger` are None where they may not be read."""
@@ -87,23 +102,25 @@ class Workplace:
         node_labels: Mapping[str, str] | None = None,
         api_server: str | None = None,
         libvirt_uri: str | None = None,
+        host: LinuxHost | None = None,
         write: bool,
     ) -> Iterator[Workplace]:
         """Open everything; with `write` the state directory is locked (`StateBusy` names who holds it).
 
-        Without `libvirt_uri` the system's libvirt takes part where it listens; it is of the machine, so not in a named
-        network namespace.
+        A `host` of this namespace that is open already stays open. Without `libvirt_uri` the system's libvirt takes
+        part where it listens; it is of the machine, so not in a named network namespace.
         """
         heap.settle()
         path = state_dir or default_state_dir(netns)
-        namespace = Namespace.named(netns) if netns else Namespace(None)
+        namespace = host.namespace if host else _namespace(netns)
         node = this_node(node_name, node_labels or {})
         with ExitStack() as stack:
             state = StateDir(path, read_only=not write)
             if write:
                 stack.enter_context(state.lock())
-            host = LinuxHost(namespace)
-            stack.callback(host.close)
+            if host is None:
+                host = LinuxHost(namespace)
+                stack.callback(host.close)
             uri = libvirt_uri or (libvirt.default_uri() if netns is None else None)
             if uri is not None:
                 host.guests = stack.enter_context(_guests(uri))
