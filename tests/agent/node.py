@@ -19,7 +19,7 @@ from virtnet.engine.engine import Engine, Options
 from virtnet.engine.transactions import Transactions
 from virtnet.kube.agent import Agent
 from virtnet.kube.connection import Connection
-from virtnet.kube.credentials import Server
+from virtnet.kube.credentials import Server, TokenFile
 
 NAME = "n1"
 HOST = "br0 bridge\neth0 mlx5_core master=br0\ntap0 tap master=br0"
@@ -110,8 +110,8 @@ class Cluster:
 class Machine:
     """A host and its disk, on which agents live one after another."""
 
-    def __init__(self, cluster: Cluster, path: Path, lines: str = HOST) -> None:
-        self.cluster, self.path = cluster, path
+    def __init__(self, cluster: Cluster, path: Path, lines: str = HOST, *, token: TokenFile | None = None) -> None:
+        self.cluster, self.path, self.token = cluster, path, token
         self.host = TellingHost(lines)
         self.ledger = MemoryLedger()
         self.before = self.host.line("tap0")
@@ -124,7 +124,8 @@ class Machine:
         state.prepare()
         transactions = Transactions(self.host, self.ledger, state, FakeProber())
         engine = Engine(self.host, self.ledger, state, transactions, self.host.monitor, Node(NAME, {}), options=QUICK)
-        server = Server(self.cluster.server.url, headers={"Authorization": f"Bearer {TOKEN}"})
+        usual = {} if self.token else {"Authorization": f"Bearer {TOKEN}"}
+        server = Server(self.cluster.server.url, headers=usual, token=self.token)
         self.agent = agent = Agent(NAME, engine, state, Connection(server))
         agent.restore()
         tasks = [asyncio.create_task(engine.run(), name="engine"), asyncio.create_task(agent.run(), name="agent")]

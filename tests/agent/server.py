@@ -103,11 +103,16 @@ class ApiServer:
 
     def cut(self) -> None:
         """Every connection ends with a reset."""
-        assert self._runner is not None
-        assert self._runner.server is not None
-        for connection in list(self._runner.server.connections):
+        for connection in self.connections:
             if connection.transport is not None:
                 connection.transport.abort()
+
+    @property
+    def connections(self) -> list[Any]:
+        """Those that clients hold open."""
+        assert self._runner is not None
+        assert self._runner.server is not None
+        return list(self._runner.server.connections)
 
     # --- what tests do to objects ---
 

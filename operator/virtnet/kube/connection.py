@@ -1,4 +1,4 @@
-"""The one way to the API server: one pool of connections, our own requests, and sessions on the same pool for kopf.
+"""The one way to the API server: our own requests, and a part in the same session for kopf.
 
 Objects go in and come out as plain JSON values. Every error of the HTTP library and every refusal becomes one of
 `errors.ApiError` here. It repeats nothing by itself: who asks decides, by `error.retry`, whether to ask again.
@@ -6,29 +6,25 @@ Objects go in and come out as plain JSON values. Every error of the HTTP library
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import aiohttp
 
-from virtnet import __version__, errors
-from virtnet.kube import credentials, pace
+from virtnet import errors
+from virtnet.kube import credentials, pace, sessions
 from virtnet.kube.credentials import Server
+from virtnet.kube.sessions import Lent, OnAnswer, Session
 
 __all__ = ["NODES", "NODE_STATES", "POLICIES", "Connection", "Object", "Resource"]
 
 Object = dict[str, Any]
 
-CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 15.0
 PAGE = 500
 """Objects in one page of a list."""
-CONNECTIONS = 16
-"""At the same time; a watch holds one as long as it lasts."""
 
 APPLY = "application/apply-patch+yaml"
 MERGE = "application/merge-patch+json"
@@ -58,90 +54,38 @@ POLICIES = Resource("virtnet.dev", "v1alpha1", "virtionetworkpolicies", "VirtioN
 NODE_STATES = Resource("virtnet.dev", "v1alpha1", "virtionetworknodestates", "VirtioNetworkNodeState")
 NODES = Resource("", "v1", "nodes", "Node")
 
-OnAnswer = Callable[[str, bool, int], None]
-"""Told the path, whether it was a watch, and the status of the answer."""
-
 
 class Connection:
     """A way to one API server. Nothing is sent before the first request; `close` ends it for good."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
-        self.requests = 0
-        """How many were sent, kopf's among them."""
         self.on_answer: OnAnswer | None = None
         """Told of each list and watch that kopf got an answer to: it tells nobody else when it begins anew."""
-        self._connector: aiohttp.TCPConnector | None = None
-        self._session: aiohttp.ClientSession | None = None
-        self._lent: list[aiohttp.ClientSession] = []
-        self._pace = pace.Pace()
+        self._session = Session(server)
+        self._turns = pace.Pace()
 
     @classmethod
     def find(cls, kubeconfig: str | None = None) -> Connection:
         """To the server of a kubeconfig file, or of the pod we are in; UsageError when neither is there."""
         return cls(credentials.find(kubeconfig))
 
-    # --- sessions ---
+    @property
+    def requests(self) -> int:
+        """How many were sent, kopf's among them."""
+        return self._session.requests
 
-    def lend(self) -> aiohttp.ClientSession:
-        """A session for kopf, which closes it when it likes: the pool stays. Its requests are paced."""
-        self._lent = [session for session in self._lent if not session.closed]
-
-        async def paced(request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
-            await self._wait_for_turn(request)
-            if session.closed:
-                raise RuntimeError("Session is closed")  # as aiohttp says it, and kopf understands it
-            # Also a watch is begun at once. kopf would wait for that as long as for the next event.
-            async with asyncio.timeout(ANSWER_SECONDS):
-                response = await send(request)
-            self._notice(request, response)
-            return response
-
-        session = self._new_session(paced, self._identified)
-        self._lent.append(session)
-        return session
+    def lend(self) -> Lent:
+        """A session for kopf, which closes it when it likes: ours stays. Its requests are paced."""
+        return Lent(self._session, self._turns, self._notice)
 
     async def close(self) -> None:
-        for session in (*self._lent, self._session):
-            if session is not None:
-                await session.close()
-        if self._connector is not None:
-            await self._connector.close()
+        """Whatever is under way ends in an error, and so does whatever is asked later."""
+        await self._session.close()
 
-    def _new_session(self, *middlewares: aiohttp.ClientMiddlewareType) -> aiohttp.ClientSession:
-        if self._connector is None or self._connector.closed:
-            context = self.server.context
-            self._connector = aiohttp.TCPConnector(limit=CONNECTIONS, ssl=True if context is None else context)
-        return aiohttp.ClientSession(
-            connector=self._connector,
-            connector_owner=False,
-            headers={"User-Agent": f"virtnet/{__version__}", **self.server.headers},
-            cookie_jar=aiohttp.DummyCookieJar(),
-            middlewares=middlewares,
-        )
-
-    async def _identified(
-        self, request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
-    ) -> aiohttp.ClientResponse:
-        """With the token as it is now: it may be another one than when the session was made."""
-        token = self.server.token
-        if token is not None:
-            request.headers.update(token.headers())
-        self.requests += 1
-        response = await send(request)
-        if token is not None and response.status == HTTPStatus.UNAUTHORIZED:
-            token.distrust()
-        return response
-
-    async def _wait_for_turn(self, request: aiohttp.ClientRequest) -> None:
-        if request.method == "GET":
-            watch = _is_watch(request)
-            spread = pace.SPREAD if watch else 0.0
-            await asyncio.sleep(self._pace.wait((request.url.path, watch), spread=spread))
-
-    def _notice(self, request: aiohttp.ClientRequest, response: aiohttp.ClientResponse) -> None:
-        if self.on_answer is not None and request.method == "GET":
-            self.on_answer(request.url.path, _is_watch(request), response.status)
+    def _notice(self, path: str, watch: bool, status: int) -> None:
+        if self.on_answer is not None:
+            self.on_answer(path, watch, status)
 
     # --- requests ---
 
@@ -219,7 +163,7 @@ class Connection:
     ) -> Object:
         """The JSON object that is answered; any `ApiError`."""
         headers = {"Accept": accept} | ({} if body is None else {"Content-Type": content_type})
-        timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS, sock_connect=CONNECT_SECONDS)
+        timeout = aiohttp.ClientTimeout(total=sessions.ANSWER_SECONDS, sock_connect=sessions.CONNECT_SECONDS)
         data = None if body is None else json.dumps(body, separators=(",", ":")).encode()
         async with self.answer(method, path, query=query, headers=headers, data=data, timeout=timeout) as response:
             found = await response.json(content_type=None)
@@ -232,11 +176,9 @@ class Connection:
         self, method: str, path: str, *, query: Mapping[str, str] | None = None, **options: Any
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A good answer, still to be read, inside which all that goes wrong is an `ApiError`; for streams."""
-        if self._session is None or self._session.closed:
-            self._session = self._new_session(self._identified)
         asked = f"{method} {path}"
         try:
-            async with self._session.request(method, self.server.url + path, params=query, **options) as response:
+            async with await self._session.request(method, self.server.url + path, params=query, **options) as response:
                 if response.status >= HTTPStatus.BAD_REQUEST:
                     raise _refusal(asked, response.status, await response.read())
                 yield response
@@ -246,10 +188,11 @@ class Connection:
             raise errors.Unreachable(f"{asked}: {error}") from error
         except ValueError as error:
             raise errors.Unreachable(f"{asked}: the answer is not JSON: {error}") from error
-
-
-def _is_watch(request: aiohttp.ClientRequest) -> bool:
-    return request.url.query.get("watch") == "true"
+        except RuntimeError as error:
+            # So aiohttp says it of a body that is read after the end.
+            if not self._session.closed:
+                raise
+            raise errors.Unreachable(f"{asked}: {error}") from error
 
 
 _KINDS: Mapping[int, type[errors.ApiError]] = {

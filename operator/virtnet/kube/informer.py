@@ -17,7 +17,8 @@ from typing import Any, Generic, NoReturn, TypeVar
 import aiohttp
 
 from virtnet import errors
-from virtnet.kube.connection import CONNECT_SECONDS, Connection, Object, Resource
+from virtnet.kube import sessions
+from virtnet.kube.connection import Connection, Object, Resource
 from virtnet.kube.operators import SERVER_ENDS_WATCH, Backoffs
 
 log = logging.getLogger(__name__)
@@ -112,7 +113,7 @@ class Informer(Generic[T]):
             "timeoutSeconds": str(random.randint(*SERVER_ENDS_WATCH)),
             **self._selector,
         }
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS, sock_read=SILENCE)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=sessions.CONNECT_SECONDS, sock_read=SILENCE)
         async with self._connection.answer("GET", self._path, query=query, timeout=timeout) as response:
             self.obstacle = ""
             async for event in _lines(response):

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple, NoReturn
 from weakref import WeakSet
 
 from virtnet import errors
-from virtnet.kube import pace
-from virtnet.kube.connection import ANSWER_SECONDS, CONNECT_SECONDS, Connection, Object, Resource
+from virtnet.kube import pace, sessions
+from virtnet.kube.connection import Connection, Object, Resource
 from virtnet.kube.lean import kopf
 
 __all__ = ["Backoffs", "Muffle", "Operator", "Signals", "Watch", "settings"]
@@ -74,8 +74,8 @@ def settings(finalizer: str, watches: Sequence[Watch]) -> Any:
     found.persistence.finalizer = finalizer
     # After any end of the operator kopf kills the process in ten minutes, unless it is told not to.
     found.process.ultimate_exiting_timeout = None
-    found.networking.connect_timeout = CONNECT_SECONDS
-    found.networking.request_timeout = 2 * ANSWER_SECONDS
+    found.networking.connect_timeout = sessions.CONNECT_SECONDS
+    found.networking.request_timeout = 2 * sessions.ANSWER_SECONDS
     found.networking.error_backoffs = Backoffs()
     found.queueing.error_delays = (1, 2, 5, 10)
     found.watching.server_timeout = random.randint(*SERVER_ENDS_WATCH)
@@ -143,7 +143,8 @@ class Operator:
     async def _login(self, **_: Any) -> Any:
         """At the start, and after a 401: at once the first time, later ever more slowly."""
         await asyncio.sleep(self._logins.wait("login"))
-        return kopf.AiohttpSession(server=self.connection.server.url, aiohttp_session=self.connection.lend())
+        lent = typing.cast(Any, self.connection.lend())
+        return kopf.AiohttpSession(server=self.connection.server.url, aiohttp_session=lent)
 
     async def _until_served(self) -> None:
         """kopf looks only once which kinds there are, and would watch nothing for ever."""
