@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +17,6 @@ from kopf._cogs.structs import credentials
 
 from tests.agent.node import Machine, a_cluster, queue, run, until
 from tests.agent.server import TOKEN
-from tests.agent.test_agent import MOST_AT_START
 from virtnet import errors
 from virtnet.kube.connection import Connection
 from virtnet.kube.credentials import Server, TokenFile
@@ -278,27 +276,5 @@ def test_a_token_that_is_renewed_again_and_again_ends_no_watch_for_good(tmp_path
                     await until(lambda number=number: cluster.generations() == {"p": number})  # type: ignore[misc]
                 assert machine.has("txqlen=504")
                 assert agent.operator.starts == 1
-
-    run(story)
-
-
-def test_an_agent_can_be_ended_at_every_request_of_its_start(tmp_path: Path) -> None:
-    """And at every later one it has nothing open: the one is answered, those that come after it are not."""
-
-    async def story() -> None:
-        async with a_cluster() as cluster:
-            cluster.add("p", queue(500))
-            machine, server = Machine(cluster, tmp_path), cluster.server
-            for last in range(1, MOST_AT_START):
-                came = itertools.count(1)
-
-                def hang(_: Any, came: Iterator[int] = came, last: int = last) -> None:
-                    server.hanging = next(came) >= last
-
-                server.refuse = hang
-                async with machine.living():
-                    await until(lambda: server.hanging, f"{last} requests")
-                server.hanging = False
-                await until(lambda: not server.connections, "all connections are closed")
 
     run(story)
