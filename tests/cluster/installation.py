@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from tests.cluster import nodes
 from tests.cluster.cluster import Cluster, condition
 from tests.cluster.nodes import Node
@@ -126,6 +128,13 @@ class Operator:
         page = node.run("python3", "-c", FETCH, f"http://127.0.0.1:{AGENT_PORT}/metrics")
         lines = (line.rpartition(" ") for line in page.splitlines() if line and not line.startswith("#"))
         return {name: float(value) for name, _, value in lines}
+
+    def alert(self, name: str) -> str:
+        """The expression of an alert, as the chart gives it to Prometheus."""
+        words = ("--show-only=templates/prometheusrule.yaml", "--set=metrics.prometheusRule.enabled=true")
+        rule = yaml.safe_load(self.cluster.helm("template", RELEASE, CHART, f"--namespace={NAMESPACE}", *words))
+        rules = (each for group in rule["spec"]["groups"] for each in group["rules"])
+        return next(str(each["expr"]) for each in rules if each["alert"] == name)
 
     def plugin(self, *words: str) -> str:
         """`kubectl virtnet`, as kubectl calls it."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.cluster.cluster import Object
 from tests.cluster.installation import Operator, uplink
 from tests.cluster.nodes import BRIDGE, TAPS, UPLINK, Node
 from tests.cluster.sandbox import wait_until
@@ -103,3 +105,60 @@ def test_a_node_that_dies_is_unknown_and_keeps_no_rollout_waiting(virtnet: Opera
         dead.start_kubelet()
     virtnet.ready("lan")
     assert dead.feature(UPLINK, TSO)
+
+
+def test_a_node_that_is_deleted_and_made_anew_under_its_agent_is_another_one_and_does_not_move(
+    virtnet: Operator,
+) -> None:
+    cluster, node = virtnet.cluster, virtnet.cluster.node(3)
+    virtnet.apply(uplink("lan", tso=False))
+    virtnet.ready("lan")
+    with unmoved(node):
+        before = cluster.object("node", node.name)
+        cluster.kubectl("delete", "node", node.name)
+        cluster.apply(without_history(before))
+        uid = cluster.object("node", node.name)["metadata"]["uid"]
+        assert uid != before["metadata"]["uid"]
+        cluster.wait_ready(node)
+        wait_until("its state is owned by the new Node", lambda: owners(virtnet.state(node)) == [uid], 90, 0.5)
+        virtnet.wait_status("lan", "in force on three", lambda found: found["status"]["nodes"]["ready"] == 3, 90)
+        virtnet.ready("lan")
+    node.fix(UPLINK, tso=True)
+    wait_until("its agent repairs it", lambda: not node.feature(UPLINK, TSO), 30)
+
+
+def owners(state: Object | None) -> list[str]:
+    """The uids of those who take a node state along when they go."""
+    return [owner["uid"] for owner in state["metadata"].get("ownerReferences", [])] if state else []
+
+
+def test_definitions_that_are_removed_and_come_back_restore_no_host(virtnet: Operator) -> None:
+    """Removing a definition deletes all of its kind; whoever puts the files back puts the policies back too."""
+    cluster = virtnet.cluster
+    virtnet.apply(uplink("lan", tso=False))
+    virtnet.ready("lan")
+    definitions = [without_history(each) for each in cluster.objects("crd") if each["spec"]["group"] == "virtnet.dev"]
+    assert len(definitions) == 2
+    with unmoved(*cluster.nodes):
+        cluster.delete(*definitions)
+        for node in cluster.nodes:
+            wait_until(f"the agent of {node.name} noticed", functools.partial(notices_the_loss, virtnet, node), 60, 0.5)
+        cluster.apply(*definitions)
+        cluster.wait_for("condition=Established", *(f"crd/{each['metadata']['name']}" for each in definitions))
+        virtnet.apply(uplink("lan", tso=False))
+        virtnet.ready("lan", seconds=150)
+    assert {virtnet.state(node)["metadata"]["name"] for node in cluster.nodes} == {"node1", "node2", "node3"}
+    node = cluster.node(2)
+    node.fix(UPLINK, tso=True)
+    wait_until("drift is repaired", lambda: not node.feature(UPLINK, TSO), 30)
+
+
+def notices_the_loss(virtnet: Operator, node: Node) -> bool:
+    pod = virtnet.agent(node)["metadata"]["name"]
+    return "the last admitted policies stay in force" in virtnet.kubectl("logs", pod, "--since=120s")
+
+
+def without_history(found: Object) -> Object:
+    """An object as somebody could have written it, to make it anew."""
+    kept = {key: found["metadata"][key] for key in ("name", "labels", "annotations") if key in found["metadata"]}
+    return {**{key: found[key] for key in ("apiVersion", "kind", "spec")}, "metadata": kept}

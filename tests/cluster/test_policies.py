@@ -73,6 +73,19 @@ def test_two_policies_that_swap_are_right_in_the_end(virtnet: Operator) -> None:
     on_all(nodes, lambda node: (node.feature(UPLINK, GRO), node.feature(UPLINK, TSO)) == (True, False), "both wishes")
 
 
+def test_two_policies_that_swap_their_priorities_swap_who_is_told(virtnet: Operator) -> None:
+    nodes = virtnet.cluster.nodes
+    high, low = {"priority": 10}, {"priority": 5}
+    virtnet.apply(uplink("one", high, tso=False), uplink("two", low, tso=True))
+    virtnet.wait_condition("two", "Conflicted", "True")
+    on_all(nodes, lambda node: not node.feature(UPLINK, TSO), "the wish of one")
+    virtnet.apply(uplink("one", low, tso=False), uplink("two", high, tso=True))
+    virtnet.ready("one", "two")
+    virtnet.wait_condition("one", "Conflicted", "True")
+    virtnet.wait_condition("two", "Conflicted", "False")
+    on_all(nodes, lambda node: node.feature(UPLINK, TSO), "the wish of two")
+
+
 def test_of_two_edits_within_a_second_the_last_is_in_force(virtnet: Operator) -> None:
     virtnet.apply(uplink(tso=False))
     virtnet.ready("lan")
@@ -123,16 +136,25 @@ def link(node: Node, name: str) -> dict[str, object]:
 
 
 def test_a_node_that_is_held_is_left_alone_until_it_is_let_go(virtnet: Operator) -> None:
-    node = virtnet.cluster.node(1)
+    node, *others = virtnet.cluster.nodes
     virtnet.apply(uplink(tso=False))
     virtnet.ready("lan")
     virtnet.cluster.kubectl("annotate", "node", node.name, "virtnet.dev/hold=true")
     wait_until("it says that it is held", lambda: condition(virtnet.state(node), "Held") == "True", 15)
+    wait_until("its metrics say so", lambda: virtnet.metrics(node)["virtnet_held"] == 1, 15, 0.5)
+    assert [virtnet.metrics(other)["virtnet_held"] for other in others] == [0, 0]
+    assert spoken_of(virtnet.alert("VirtnetHeld")) <= virtnet.metrics(node).keys()
     node.fix(UPLINK, tso=True)
     time.sleep(2)
     assert node.feature(UPLINK, TSO)
     virtnet.cluster.kubectl("annotate", "node", node.name, "virtnet.dev/hold-")
     wait_until("it is as asked again", lambda: not node.feature(UPLINK, TSO), 15)
+    wait_until("its metrics say so", lambda: virtnet.metrics(node)["virtnet_held"] == 0, 15, 0.5)
+
+
+def spoken_of(expression: str) -> set[str]:
+    """The names of our metrics in an expression of PromQL."""
+    return set(re.findall(r"\bvirtnet_\w+", expression))
 
 
 def test_what_kubectl_shows_fits_on_a_line_and_says_what_is_wrong(virtnet: Operator) -> None:
