@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import lupa
 import pytest
 import yaml
 
+from tests.chart.argocd import health
 from tests.chart.tools import CHART, ROOT, Object
 
 FOLDER = ROOT / "examples" / "gitops"
-KEY = "resource.customizations.health.virtnet.dev_VirtioNetworkPolicy"
 
 # Conditions -> what Argo CD shows, and what kstatus calls it (sigs.k8s.io/cli-utils, pkg/kstatus/status/generic.go).
 VERDICTS = [
@@ -28,15 +25,6 @@ VERDICTS = [
 
 def documents(name: str) -> list[Object]:
     return [one for one in yaml.safe_load_all((FOLDER / name).read_text()) if one]
-
-
-def health(policy: Object) -> tuple[str, str]:
-    """What the rule makes of a policy, as Argo CD would run it."""
-    (config,) = documents("argocd/health.yaml")
-    lua = lupa.LuaRuntime()
-    judge: Any = lua.eval("function(rule, policy) obj = policy; return load(rule)() end")
-    found = judge(config["data"][KEY], lua.table_from(policy, recursive=True))
-    return found.status, found.message
 
 
 def policy(conditions: dict[str, str] | None, *, observed: int = 3) -> Object:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.chart import argocd
 from tests.chart.tools import EXAMPLES, ROOT, Helm, Object
 from tests.cluster.cluster import Cluster
 from tests.cluster.commands import CommandFailed
@@ -46,6 +47,14 @@ def test_the_server_takes_what_kustomize_makes(server: Cluster, folder: str) -> 
 def test_the_server_takes_the_gitops_examples(server: Cluster, path: Path) -> None:
     objects = [one for one in yaml.safe_load_all(path.read_text()) if one]
     assert len(dry_run(server, objects)) == len(objects)
+
+
+def test_the_rule_for_argo_cd_joins_the_configuration_that_is_there(server: Cluster) -> None:
+    there = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "argocd-cm", "namespace": "argocd"}}
+    server.apply({**there, "data": {"url": "https://argocd.example.org"}}, manager="argocd")
+    server.kubectl("apply", "--server-side", "--field-manager=virtnet", f"--filename={argocd.FILE}")
+    found = server.object("configmap", "argocd-cm", "--namespace=argocd")["data"]
+    assert found.keys() == {"url", argocd.KEY}
 
 
 def test_the_server_understands_every_expression_of_the_admission_policy(guarded: Cluster) -> None:

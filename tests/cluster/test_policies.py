@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from tests.chart import argocd
 from tests.cluster.cluster import condition
 from tests.cluster.commands import CommandFailed
 from tests.cluster.installation import Operator, on_all, policy, uplink
@@ -23,8 +24,9 @@ def test_an_applied_policy_is_in_force_on_every_node_and_says_so(virtnet: Operat
     virtnet.apply(uplink(gro=True, tso=False))
     virtnet.ready("lan")
     assert [(node.feature(UPLINK, GRO), node.feature(UPLINK, TSO)) for node in nodes] == [(True, False)] * 3
-    counts = virtnet.get("lan")["status"]["nodes"]
-    assert counts == {"matched": 3, "admitted": 3, "ready": 3, "blocked": 0, "unknown": 0}
+    found = virtnet.get("lan")
+    assert argocd.health(found)[0] == "Healthy"
+    assert found["status"]["nodes"] == {"matched": 3, "admitted": 3, "ready": 3, "blocked": 0, "unknown": 0}
 
 
 def test_an_edit_is_followed_and_a_deletion_puts_back_what_was_there(virtnet: Operator) -> None:
@@ -159,7 +161,8 @@ def spoken_of(expression: str) -> set[str]:
 
 def test_what_kubectl_shows_fits_on_a_line_and_says_what_is_wrong(virtnet: Operator) -> None:
     virtnet.apply(policy("lan", bridge={"name": BRIDGE, "ports": ["absent0"]}))
-    virtnet.wait_condition("lan", "Ready", "False", "Missing")
+    found = virtnet.wait_condition("lan", "Ready", "False", "Missing")
+    assert argocd.health(found)[0] == "Degraded"
     header, line = virtnet.cluster.kubectl("get", "vnp").splitlines()
     assert header.split() == ["NAME", "READY", "MODE", "NODES", "READYNODES", "BLOCKED", "AGE"]
     assert line.split()[:5] == ["lan", "False", "Enforce", "3", "0"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from tests.chart import argocd
 from tests.cluster.cluster import condition
 from tests.cluster.installation import Operator, uplink
 from tests.cluster.nodes import SPARE, UPLINK, Node
@@ -54,6 +55,7 @@ def test_a_change_that_fails_on_the_canary_goes_no_further_until_it_is_mended(vi
         virtnet.apply(with_spare(tso=False))
         stalled = virtnet.wait_condition("lan", "Stalled", "True")
         assert stalled["status"]["rollout"]["paused"]
+        assert argocd.health(stalled) == ("Degraded", condition(stalled, "Stalled", "message"))
         assert canary.name in stalled["status"]["rollout"]["reason"]
         assert stalled["status"]["problems"][0]["node"] == canary.name
         time.sleep(2)
