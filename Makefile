@@ -97,7 +97,7 @@ cluster-down: $(READY)  ## end it
 bench: $(READY) tools  ## measure, and write docs/performance.md
 	$(BIN)/python -m tests.bench
 
-bench-fleet: $(READY) tools  ## a thousand agents on a real API server; writes docs/performance-fleet.md
+bench-fleet: $(READY) tools  ## a thousand agents, then 5000 nodes, on a real API server; writes docs/performance-fleet.md
 	$(BIN)/python -m tests.bench.fleet
 
 crds: $(READY)  ## write crds/ from the models, and the copies in the chart and in config/

@@ -1,9 +1,11 @@
-"""A fleet on one machine: 1000 agents and the controller on a real API server, from an edit to Ready on every node.
+"""A fleet on one machine: 1000 agents and the controller on a real API server, from an edit to Ready on every node; at
+the end 5000 nodes.
 
     python -m tests.bench.fleet [--nodes 1000]
 
 As root. It brings up a control plane of its own, registers Nodes and pods that nobody runs, and starts agents that work
-on hosts in memory. It prints what it found, and writes docs/performance-fleet.md when it ran with all its nodes.
+on hosts in memory; of the nodes that join at the end only the node states are written. It prints what it found, and
+writes docs/performance-fleet.md when it ran with all its nodes.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from tests.bench import figures, machine, page, summaries
+from tests.bench import figures, machine, page, scribe, summaries
 from tests.bench.figures import Fact, Figure, Report, Target
 from tests.cluster.cluster import Cluster
 from virtnet.core import rollout
@@ -40,6 +42,8 @@ from virtnet.kube.informer import Informer
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "performance-fleet.md"
 NAME = "fleet"
 NODES_WANTED = 1000
+NODES_AT_LAST = 5000
+"""With those that have no agent; for other numbers of agents as many times more."""
 CROWDS = 2
 NAMESPACE = "virtnet-system"
 LABELS = {"app.kubernetes.io/name": "virtio-network-operator", "app.kubernetes.io/component": "agent"}
@@ -85,7 +89,7 @@ class Eye:
     """Watches the policy and the node states, as a bystander."""
 
     def __init__(self, connection: Connection, names: list[str]) -> None:
-        self.names, self.story, self.status = names, Story(0), {}
+        self.names, self.story, self.status = list(names), Story(0), {}
         self.places: dict[str, int] = {}
         self._policies: Informer[Any] = Informer(connection, POLICIES, _brief, self._see_policy)
         self._states: Informer[StateFacts] = Informer(connection, NODE_STATES, sightings.state, self._see_state)
@@ -96,6 +100,11 @@ class Eye:
     @property
     def states(self) -> int:
         return len(self._states.found)
+
+    def also(self, names: list[str]) -> None:
+        """Look at these nodes too."""
+        self.names += names
+        self.places.clear()
 
     def _see_policy(self, _: str, __: Any, now: Any) -> None:
         if now is None:
@@ -112,6 +121,11 @@ class Eye:
         entry = now.entries.get(POLICY) if now else None
         if entry and entry.generation == self.story.generation and entry.ready:
             self.story.ready.setdefault(name, time.monotonic())
+
+    def counts(self) -> int:
+        """How many nodes the newest status counts as Ready; 0 for an older generation."""
+        newest = self.status.get("observedGeneration") == self.story.generation
+        return int(self.status["nodes"]["ready"]) if newest else 0
 
     def condition(self, kind: str) -> str:
         """Of the generation that the story is about; empty before it is judged."""
@@ -248,6 +262,9 @@ class Replica:
         self._command = [*virtnet, f"--kubeconfig={kubeconfig}", f"--namespace={NAMESPACE}", "--log-level=error"]
         self.process: Process = subprocess.Popen(self._command)
 
+    def stop(self) -> None:
+        end([self.process])
+
     def restart(self) -> bool:
         """Whether it had ended."""
         ended = self.process.poll() is not None
@@ -269,17 +286,20 @@ def end(processes: list[Process]) -> None:
 
 @dataclass
 class Usage:
-    """What a process has used so far: seconds of a processor, and MiB that it has now."""
+    """What a process has used so far: seconds of a processor, MiB that it has now and had at most."""
 
     cpu: float
     rss: float
+    peak: float
 
     @staticmethod
     def of(pid: int) -> Usage:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         ticks = int(fields[11]) + int(fields[12])
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-        return Usage(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20))
+        status = Path(f"/proc/{pid}/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))  # KiB
+        return Usage(ticks / os.sysconf("SC_CLK_TCK"), pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20), peak / 1024)
 
 
 # --- the stories -------------------------------------------------------------------------------------------
@@ -291,6 +311,7 @@ class Bench:
     def __init__(self, cluster: Cluster, connection: Connection, eye: Eye, crowds: Crowds, controller: Replica) -> None:
         self.cluster, self.connection, self.eye, self.crowds = cluster, connection, eye, crowds
         self.controller, self.facts = controller, []
+        self._agents = len(eye.names)
         self.figures: list[Figure] = []
         self.targets: list[Target] = []
 
@@ -314,10 +335,14 @@ class Bench:
         """An edit, on nodes that have the first."""
         await self._measured(2, "edit", steps=5)
 
-    async def _measured(self, generation: int, what: str, steps: int) -> None:
+    async def _measured(self, generation: int, what: str, steps: int, others: scribe.Scribe | None = None) -> None:
         audit, before = Audit(self.cluster), Usage.of(self.controller.process.pid)
         story = await self.apply(generation, gro=generation % 2 == 1)
-        await self.is_ready()
+        if others is None:
+            await self.is_ready()
+        else:
+            async with _running(scribe.follow(others, story.admitted, generation, AT_ONCE)):
+                await self.is_ready()
         took = time.monotonic() - story.began
         used = Usage.of(self.controller.process.pid)
         names = self.eye.names
@@ -379,12 +404,47 @@ class Bench:
         await asyncio.sleep(30)
         used = Usage.of(self.controller.process.pid)
         share = 1000 * (used.cpu - before.cpu) / (time.monotonic() - began)
-        self.facts.append(Fact("idle: memory of the controller", f"{used.rss:.0f} MiB"))
-        self.facts.append(Fact("idle: processor time of the controller", f"{share:.1f} ms/s"))
-        self.targets.append(Target("idle: writes in 30 s", sum(audit.writes().values()), 0, ""))
+        what = self._prefix("idle")
+        self.facts.append(Fact(f"{what}: memory of the controller", f"{used.rss:.0f} MiB, at most {used.peak:.0f}"))
+        self.facts.append(Fact(f"{what}: processor time of the controller", f"{share:.1f} ms/s"))
+        self.targets.append(Target(f"{what}: writes in 30 s", sum(audit.writes().values()), 0, ""))
+
+    def _prefix(self, what: str) -> str:
+        """Of what is measured once more, after nodes have joined."""
+        count = len(self.eye.names)
+        return what if count == self._agents else f"{count} nodes: {what}"
 
     async def many(self) -> None:
-        """What five thousand nodes would cost the controller."""
+        """Five times as many nodes: the others' states are written for them. The controller begins anew; an edit."""
+        count = self._agents * NODES_AT_LAST // NODES_WANTED
+        names = [f"n{number:04}" for number in range(self._agents, count)]
+        model = await self.connection.get(NODE_STATES.path(self.eye.names[0]))
+        self.controller.stop()
+        await together([_furnish_node(self.connection, name) for name in names])
+        listed = await self.connection.list(NODES, names_only=True)
+        uids = {each["metadata"]["name"]: each["metadata"]["uid"] for each in listed}
+        others = scribe.Scribe(self.connection, {name: uids[name] for name in names}, model["status"])
+        generation = self.eye.story.generation
+        await together([others.begin(name, generation) for name in names])
+        self.eye.also(names)
+        await until(lambda: self.eye.states == count, "every node has a state", self.crowds.processes)
+        await self._begin_anew(count)
+        await _settled(self.cluster)
+        await self._measured(generation + 1, self._prefix("edit"), steps=5, others=others)
+        await self.quiet()
+
+    async def _begin_anew(self, count: int) -> None:
+        """The controller, with so many nodes there from the beginning, of which it has counted fewer so far."""
+        audit, began = Audit(self.cluster), time.monotonic()
+        self.controller.restart()
+        await self._until(lambda: self.eye.counts() == count, "the controller has summed up all nodes")
+        used, what = Usage.of(self.controller.process.pid), self._prefix("the controller begins anew")
+        self.figures.append(figures.milliseconds(f"{what}: to a status that counts them", [time.monotonic() - began]))
+        self.facts.append(Fact(f"{what}: its requests", str(sum(1 for _ in audit.requests()))))
+        self.facts.append(Fact(f"{what}: processor time, memory", f"{used.cpu:.1f} s, at most {used.peak:.0f} MiB"))
+
+    async def counted(self) -> None:
+        """What five thousand nodes that have much to tell would cost the controller."""
         command = [sys.executable, "-m", "tests.bench.summaries"]
         done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, check=True, timeout=300)
         found = json.loads(done.stdout)
@@ -394,10 +454,12 @@ class Bench:
 
     def report(self) -> Report:
         how = (
-            f"{len(self.eye.names)} agents in {CROWDS} processes, each the real agent and engine on a host in memory, "
+            f"{self._agents} agents in {CROWDS} processes, each the real agent and engine on a host in memory, "
             "and the real controller, on a kube-apiserver with etcd on the same machine. canary 1, maxUnavailable 25%: "
             "five steps. Times are seen by a bystander who watches; writes are counted in the API server's audit log. "
-            "All agents share the machine's processors, which a real fleet does not."
+            "All agents share the machine's processors, which a real fleet does not. Then there are "
+            f"{len(self.eye.names)} nodes: Nodes, agents' pods and node states on the same API server, the states of "
+            "nodes without an agent written by the bench as soon as the rollout admits them, as a real agent wrote its."
         )
         return Report("A fleet", how, tuple(self.figures), tuple(self.targets), tuple(self.facts))
 
@@ -413,7 +475,7 @@ async def inside(kubeconfig: str, count: int) -> Report:
         await until(lambda: eye.states == count, "every agent has reported", [*crowds.processes, controller.process])
         await _settled(cluster)
         bench = Bench(cluster, connection, eye, crowds, controller)
-        for story in (bench.first, bench.second, bench.failing, bench.outage, bench.quiet, bench.many):
+        for story in (bench.first, bench.second, bench.failing, bench.outage, bench.quiet, bench.many, bench.counted):
             print(f"{story.__doc__} …", file=sys.stderr, flush=True)
             await story()
         report = bench.report()
