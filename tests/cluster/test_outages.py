@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 
-import pytest
-
 from tests.cluster import audit, proxy
-from tests.cluster.installation import Operator, uplink
+from tests.cluster.installation import Operator, on_all, uplink
 from tests.cluster.nodes import UPLINK, Node
 from tests.cluster.proxy import Mode
 from tests.cluster.sandbox import wait_until
@@ -22,10 +21,10 @@ MOST_REQUESTS = 30
 OWN = {
     "down": "tx-gre-segmentation",
     "frozen": "tx-gre-csum-segmentation",
-    Mode.HANG: "tx-ipxip4-segmentation",
-    Mode.RESET: "tx-ipxip6-segmentation",
-    Mode.REFUSE: "tx-udp-segmentation",
+    "cut off": "tx-udp-segmentation",
 }
+CUT_OFF = (Mode.HANG, Mode.RESET, Mode.REFUSE)
+"""A way for each node."""
 
 
 def outlast(feature: str, *nodes: Node) -> None:
@@ -66,22 +65,25 @@ def test_hosts_are_kept_as_asked_while_the_api_server_is_frozen(virtnet: Operato
     wait_until("the edit is in force", lambda: all(node.feature(UPLINK, GRO) for node in nodes), 60, 0.3)
 
 
-@pytest.mark.parametrize("mode", [Mode.HANG, Mode.RESET, Mode.REFUSE], ids=lambda mode: mode.name.lower())
-def test_an_agent_that_is_cut_off_keeps_its_host_and_is_right_soon_after(virtnet: Operator, mode: Mode) -> None:
-    node = virtnet.cluster.node(3)
-    virtnet.apply(uplink("lan", **{OWN[mode]: False}), uplink("ghost", gro=True))
+def test_agents_that_are_cut_off_in_three_ways_keep_their_hosts_and_are_right_soon_after(virtnet: Operator) -> None:
+    nodes = virtnet.cluster.nodes
+    virtnet.apply(uplink("lan", **{OWN["cut off"]: False}), uplink("ghost", gro=True))
     virtnet.ready("lan", "ghost")
-    with proxy.between(node) as between:
-        wait_until("the agent comes through the proxy", lambda: between.connections > 0, 100)
+    with contextlib.ExitStack() as stack:
+        ways = [(stack.enter_context(proxy.between(node)), mode) for node, mode in zip(nodes, CUT_OFF, strict=True)]
+        wait_until("the agents come through the proxies", lambda: all(way.connections for way, _ in ways), 100)
         virtnet.ready("lan")
-        between.set(mode)
-        before = between.connections
+        before = [way.connections for way, _ in ways]
+        for way, mode in ways:
+            way.set(mode)
         virtnet.cluster.kubectl("delete", "vnp", "ghost")
-        outlast(OWN[mode], node)
-        assert between.connections - before <= MOST_REQUESTS, "a storm of connections"
-        assert node.feature(UPLINK, GRO), "what nobody told it cannot have been followed"
-        between.set(Mode.PASS)
-        wait_until("the deletion is followed", lambda: not node.feature(UPLINK, GRO), 100)
+        outlast(OWN["cut off"], *nodes)
+        tried = [way.connections - count for (way, _), count in zip(ways, before, strict=True)]
+        assert max(tried) <= MOST_REQUESTS, f"a storm of connections: {tried}"
+        assert all(node.feature(UPLINK, GRO) for node in nodes), "what nobody told it cannot have been followed"
+        for way, _ in ways:
+            way.set(Mode.PASS)
+        on_all(nodes, lambda node: not node.feature(UPLINK, GRO), "the deletion", 100)
         virtnet.ready("lan")
 
 

@@ -169,6 +169,7 @@ def test_what_kubectl_shows_fits_on_a_line_and_says_what_is_wrong(virtnet: Opera
     described = virtnet.cluster.kubectl("describe", "vnp", "lan")
     assert "absent0" in described
     assert "Missing" in described
+    assert "VirtioNetworkPolicy" in virtnet.cluster.kubectl("explain", "vnp.spec.rollout")
 
 
 def test_the_plugin_of_kubectl_tells_the_same_in_tables(virtnet: Operator) -> None:

@@ -56,6 +56,7 @@ def test_a_change_that_fails_on_the_canary_goes_no_further_until_it_is_mended(vi
         stalled = virtnet.wait_condition("lan", "Stalled", "True")
         assert stalled["status"]["rollout"]["paused"]
         assert argocd.health(stalled) == ("Degraded", condition(stalled, "Stalled", "message"))
+        wait_until("an Event tells it", lambda: "RolloutPaused" in events(virtnet, "lan"), 30, 0.5)
         assert canary.name in stalled["status"]["rollout"]["reason"]
         assert stalled["status"]["problems"][0]["node"] == canary.name
         time.sleep(2)
@@ -64,6 +65,25 @@ def test_a_change_that_fails_on_the_canary_goes_no_further_until_it_is_mended(vi
         canary.run("ip", "link", "set", "elsewhere0", "name", SPARE)
     virtnet.ready("lan")
     assert [node.feature(UPLINK, TSO) for node in (canary, *others)] == [False, False, False]
+
+
+def events(virtnet: Operator, name: str) -> set[str]:
+    """The reasons of the Kubernetes Events on a policy, which `kubectl describe` shows."""
+    found = virtnet.cluster.objects("events", "--namespace=default", f"--field-selector=involvedObject.name={name}")
+    return {event["reason"] for event in found}
+
+
+def test_a_rollout_goes_on_in_its_turn_when_every_controller_is_replaced_on_the_way(virtnet: Operator) -> None:
+    virtnet.apply(uplink("lan", {"rollout": STEPS}, tso=True))
+    virtnet.ready("lan")
+    first, *_, last = queue(virtnet, "lan")
+    virtnet.apply(uplink("lan", {"rollout": STEPS}, tso=False))
+    wait_until("the canary has it", lambda: not first.feature(UPLINK, TSO), 40, 0.02)
+    virtnet.kubectl("delete", "pods", "--selector=app.kubernetes.io/component=controller", "--wait=false")
+    wait_until("the last has it", lambda: not last.feature(UPLINK, TSO), 90, 0.1)
+    virtnet.kubectl("rollout", "status", "deployment/virtnet-controller", "--timeout=90s")
+    virtnet.ready("lan")
+    assert not any(node.feature(UPLINK, TSO) for node in virtnet.cluster.nodes)
 
 
 def test_a_paused_rollout_is_continued_by_an_annotation_in_spite_of_the_failure(virtnet: Operator) -> None:
