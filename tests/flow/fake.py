@@ -57,6 +57,7 @@ from virtnet.core.model import (
     UnloadModule,
     Unreadable,
     Value,
+    Withheld,
     WriteModuleFile,
 )
 
@@ -111,7 +112,7 @@ class FakeHost:
         self._identity = Identity(boot_id, netns)
         self._faults: list[Fault] = []
         self._look_faults: list[Exception] = []
-        self.guests: dict[str, Guest] | Unreadable | Unavailable | None = None
+        self.guests: dict[str, Guest] | Unreadable | Unavailable | Withheld | None = None
         """libvirt's domains by UUID, as a test puts them there."""
         self._links: dict[int, Link] = {}
         self._features: dict[int, Features | Unreadable] = {}
@@ -202,7 +203,7 @@ class FakeHost:
             guests=self._guests_now() if interest.guests else None,
         )
 
-    def _guests_now(self) -> Mapping[str, Guest] | Unreadable | Unavailable | None:
+    def _guests_now(self) -> Mapping[str, Guest] | Unreadable | Unavailable | Withheld | None:
         return types.MappingProxyType(dict(self.guests)) if isinstance(self.guests, dict) else self.guests
 
     def apply(self, change: Change) -> None:

@@ -28,6 +28,39 @@ def test_the_systems_libvirt_takes_part_where_it_listens(tmp_path: Path, socket:
     assert libvirt.default_uri(f"{tmp_path}/") == "qemu:///system"
 
 
+UNIX = """Num       RefCount Protocol Flags    Type St Inode Path
+ffff8880: 00000002 00000000 00010000 0001 01 1001 /run/systemd/private
+ffff8881: 00000003 00000000 00000000 0001 03 1002 /run/libvirt/libvirt-sock
+ffff8882: 00000002 00000000 00010000 0001 01 1003 /run/user/1000/libvirt/libvirt-sock
+ffff8883: 00000002 00000000 00010000 0001 01 1004
+"""
+
+
+@pytest.mark.parametrize("socket", ["/run/libvirt/libvirt-sock", "/var/run/libvirt/virtqemud-sock"])
+def test_a_libvirt_that_listens_where_nothing_is_seen_is_withheld(tmp_path: Path, socket: str) -> None:
+    listed = tmp_path / "proc/self/net/unix"
+    listed.parent.mkdir(parents=True)
+    assert libvirt.withheld(f"{tmp_path}/") is None
+    listed.write_text(UNIX)
+    assert libvirt.withheld(f"{tmp_path}/") is None
+    listed.write_text(f"{UNIX}ffff8884: 00000002 00000000 00010000 0001 01 1005 {socket}\n")
+    why = libvirt.withheld(f"{tmp_path}/")
+    assert why is not None
+    assert socket.removeprefix("/var") in why.reason
+    seen = tmp_path / "run/libvirt/libvirt-sock"
+    seen.parent.mkdir(parents=True)
+    seen.touch()
+    assert libvirt.withheld(f"{tmp_path}/") is None
+
+
+def test_a_machine_on_which_no_libvirt_ever_listened_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(libvirt, "SYSTEM", NOWHERE)
+    monkeypatch.setattr(libvirt, "SOCKETS", ("/nowhere/libvirt-sock",))
+    found = Guests(NOWHERE)
+    assert found.look() == Unavailable(guests.NOT_HERE)
+    found.close()
+
+
 def test_a_libvirt_that_is_not_there_is_unreadable_at_once_and_tried_again() -> None:
     found = Guests(NOWHERE)
     seen = found.look()

@@ -33,6 +33,7 @@ from virtnet.core.model import (
     Value,
     VhostMode,
     VhostSpec,
+    Withheld,
 )
 from virtnet.core.standing import Standing
 from virtnet.reconcile import Outcome
@@ -212,9 +213,13 @@ def test_a_replug_is_refused_and_only_where_something_waits_for_it() -> None:
 
 @pytest.mark.parametrize(
     ("why", "reason"),
-    [(Unreadable("it hangs"), Reason.UNREADABLE), (Unavailable("not installed"), Reason.UNSUPPORTED)],
+    [
+        (Unreadable("it hangs"), Reason.UNREADABLE),
+        (Unavailable("not installed"), Reason.UNSUPPORTED),
+        (Withheld("no mount"), Reason.REFUSED),
+    ],
 )
-def test_a_libvirt_that_cannot_be_asked_is_told_to_those_who_ask(why: Unreadable | Unavailable, reason: Reason) -> None:
+def test_a_libvirt_that_cannot_be_asked_is_told_to_those_who_ask(why: domains.Silence, reason: Reason) -> None:
     host = FakeHost("br0 bridge")
     host.guests = why
     asking, other = wish("a", rxQueueSize=1024), Policy("b")
@@ -317,9 +322,9 @@ def test_a_guest_that_is_gone_is_done() -> None:
 
 
 @pytest.mark.parametrize("policies", [(), (wish(rxQueueSize=1024),), (wish("other", rxQueueSize=512),)])
-@pytest.mark.parametrize("guests", [None, Unreadable("it hangs"), Unavailable("not installed")])
+@pytest.mark.parametrize("guests", [None, Unreadable("it hangs"), Unavailable("not installed"), Withheld("no mount")])
 def test_nothing_is_forgotten_while_libvirt_cannot_be_asked(
-    policies: tuple[Policy, ...], guests: Unreadable | None
+    policies: tuple[Policy, ...], guests: domains.Silence | None
 ) -> None:
     host, ledger = managed({RX: 256}, rxQueueSize=1024)
     before, host.guests = str(ledger), guests

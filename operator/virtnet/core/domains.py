@@ -33,10 +33,20 @@ from virtnet.core.model import (
     Unreadable,
     Value,
     VhostMode,
+    Withheld,
 )
 from virtnet.core.nics import Nic, Wanted, Wish
 from virtnet.core.standing import Obstacle, Standing
 from virtnet.values import frozen
+
+Silence = Unreadable | Unavailable | Withheld
+"""Why nothing is known of guests."""
+
+SILENCES: Mapping[type[Silence], Reason] = {
+    Unreadable: Reason.UNREADABLE,
+    Unavailable: Reason.UNSUPPORTED,
+    Withheld: Reason.REFUSED,
+}
 
 USUAL: Mapping[str, Value] = {
     **{path: about.usual for path, about in qemu_args.PROPERTIES.items()},
@@ -134,7 +144,7 @@ def find(
         memory.policies = asking
         memory.guests.clear()
     found.rows += [row for row in map(nics.selects_nothing, asking) if row]
-    if isinstance(state.guests, Unreadable | Unavailable):
+    if isinstance(state.guests, Silence):
         found.rows += (_unread(policy, state.guests) for policy in asking)
     elif state.guests is not None and asking:
         for gone in memory.guests.keys() - state.guests.keys():
@@ -165,10 +175,9 @@ def _of(
     return found
 
 
-def _unread(policy: Policy, why: Unreadable | Unavailable) -> Row:
+def _unread(policy: Policy, why: Silence) -> Row:
     setting = "guest.nic" if policy.guest and policy.guest.nic else nics.MODE
-    reason = Reason.UNREADABLE if isinstance(why, Unreadable) else Reason.UNSUPPORTED
-    return Row(f"policy/{policy.name}", setting, None, None, reason, why.reason, policy.name)
+    return Row(f"policy/{policy.name}", setting, None, None, SILENCES[type(why)], why.reason, policy.name)
 
 
 def _nic(
@@ -347,7 +356,7 @@ def give_back(found: Findings, state: HostState, left: Mapping[str, list[Entry]]
     """Plan what was there before us. A guest or NIC that is gone is simply done; who cannot be asked is left alone."""
     if state.guests is None:
         return
-    if isinstance(state.guests, Unreadable | Unavailable):
+    if isinstance(state.guests, Silence):
         found.rows += _waiting(left, state.guests)
         return
     there = {target_of(guest, nic): (guest, nic) for guest in state.guests.values() for nic in guest.nics}
@@ -362,7 +371,7 @@ def give_back(found: Findings, state: HostState, left: Mapping[str, list[Entry]]
             _give_back(found, guest, nic, entries, standing)
 
 
-def _waiting(left: Mapping[str, list[Entry]], why: Unreadable | Unavailable) -> Iterator[Row]:
+def _waiting(left: Mapping[str, list[Entry]], why: Silence) -> Iterator[Row]:
     owners = dict.fromkeys(entry.policy for entries in left.values() for entry in entries)
     for owner in owners:
         text = f"what was there before cannot be put back: {why.reason}"

@@ -306,6 +306,13 @@ class Unavailable:
 
 
 @frozen
+class Withheld:
+    """It is here, and we are not allowed to look: the text names the capability, device or mount that is missing."""
+
+    reason: str
+
+
+@frozen
 class Features:
     """A link's offload features as bit masks over `HostState.feature_names`.
 
@@ -567,7 +574,7 @@ class HostState:
     running: tuple[Running, ...] = ()
     drops: Mapping[int, int] = field(default_factory=nothing)
     fingerprint: Fingerprint | None = None
-    guests: Mapping[str, Guest] | Unreadable | Unavailable | None = None
+    guests: Mapping[str, Guest] | Unreadable | Unavailable | Withheld | None = None
 
     def by_name(self, name: str) -> Link | None:
         return next((link for link in self.links.values() if link.name == name), None)

@@ -154,7 +154,7 @@ class Workplace:
 
     def _say_without_libvirt(self, policies: tuple[Policy, ...]) -> None:
         asking = [policy.name for policy in policies if domains.asks(policy)]
-        if asking and self.host.guests is None:
+        if asking and self.host.guests is None and libvirt.withheld() is None:
             text = f"what {', '.join(asking)} asks of libvirt's guests reaches none (--libvirt-uri names another)"
             self.notices.append(f"no libvirt listens here: {text}")
 

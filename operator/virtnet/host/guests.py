@@ -15,7 +15,7 @@ from typing import Any
 from virtnet import errors
 from virtnet.core import definitions
 from virtnet.core.definitions import Found
-from virtnet.core.model import Guest, SetGuestNic, Unavailable, Unreadable
+from virtnet.core.model import Guest, SetGuestNic, Unavailable, Unreadable, Withheld
 from virtnet.host import libvirt
 
 CHANGE_SECONDS = 4.0
@@ -27,10 +27,11 @@ STALE_SECONDS = 240.0
 
 NOT_INSTALLED = (
     "libvirt is here, and its Python module is not: pip install 'virtio-network-operator[libvirt]' (it is built from "
-    "source, with libvirt-dev, pkg-config and gcc)"
+    "source, with libvirt-dev, pkg-config and gcc); of the images, that of agent-libvirt has it"
 )
+NOT_HERE = f"no libvirt listens here, neither at {' nor at '.join(libvirt.SOCKETS)}"
 
-Known = Mapping[str, Guest] | Unreadable | Unavailable | None
+Known = Mapping[str, Guest] | Unreadable | Unavailable | Withheld | None
 
 
 class Guests:
@@ -42,7 +43,8 @@ class Guests:
         self.told: Callable[[], None] = _nobody
         self._thread = libvirt.Thread(uri, self._opened, self._lost, self._hangs)
         self._guests: dict[str, Guest] | None = None
-        self._why_not, self._slow = "", False
+        self._why_not: errors.HostError | None = None
+        self._slow = False
         self._answered = threading.Event()
         self._lock = threading.Lock()
         self._looked = 0.0
@@ -65,7 +67,7 @@ class Guests:
         came = self._answered.wait(self.patience) if self.patience else True
         with self._lock:
             if self._why_not:
-                return Unreadable(self._why_not)
+                return self._silence(self._why_not)
             if self._slow or not came:
                 return Unreadable(self._hanging)
             if self._guests is None:
@@ -76,13 +78,19 @@ class Guests:
             self._refresh(self._read_all)
         return known
 
+    def _silence(self, why_not: errors.HostError) -> Known:
+        """A system's libvirt that nobody has seen here since we began is simply not there."""
+        if self.uri == libvirt.SYSTEM and self._guests is None and libvirt.default_uri() is None:
+            return libvirt.withheld() or Unavailable(NOT_HERE)
+        return (Withheld if isinstance(why_not, errors.NotPermitted) else Unreadable)(str(why_not))
+
     def apply(self, change: SetGuestNic) -> None:
         """Write into a definition; raises a `HostError`, `Gone` when it is no longer what was decided on.
 
         Who is known to hang is not asked: with many definitions to write, one pass would wait for each of them.
         """
         if self._slow or self._why_not:
-            raise errors.Temporary(self._why_not or self._hanging)
+            raise errors.Temporary(str(self._why_not or self._hanging))
 
         def work(connection: Any) -> None:
             try:
@@ -112,13 +120,13 @@ class Guests:
                 with libvirt.translated():
                     read(connection)
             except errors.HostError as error:
-                self._lost(f"libvirt at {self.uri} cannot be read: {error}")
+                self._lost(type(error)(f"libvirt at {self.uri} cannot be read: {error}"))
 
         self._thread.submit(work)
 
-    def _lost(self, why: str) -> None:
+    def _lost(self, why: errors.HostError) -> None:
         with self._lock:
-            changed, self._why_not = why != self._why_not, why
+            changed, self._why_not = str(why) != str(self._why_not), why
         self._answered.set()
         if changed:
             self.told()
@@ -155,7 +163,7 @@ class Guests:
         kept = {uuid: old if (old := before.get(uuid)) == guest else guest for uuid, guest in found.items()}
         with self._lock:
             changed = bool(self._why_not) or kept != self._guests
-            self._guests, self._why_not = kept, ""
+            self._guests, self._why_not = kept, None
         self._answered.set()
         if changed:
             self.told()

@@ -9,6 +9,7 @@ connection that died. Both are daemon threads: a libvirtd that hangs does not ke
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import os
 import random
@@ -20,6 +21,7 @@ from concurrent.futures import TimeoutError as TooLate
 from typing import Any, TypeVar
 
 from virtnet import errors
+from virtnet.core.model import Withheld
 
 SYSTEM = "qemu:///system"
 SOCKETS = ("/run/libvirt/libvirt-sock", "/run/libvirt/virtqemud-sock")
@@ -33,6 +35,8 @@ SLOW_SECONDS = 3.0
 """Whoever does not answer for so long hangs, and that is reported."""
 BREATH_SECONDS = 1.0
 OLDEST = (6, 0, 0)
+
+SO_ACCEPTCON = 1 << 16  # include/uapi/linux/net.h, __SO_ACCEPTCON: a socket that listens
 
 # From libvirt's public headers, where numbers never change.
 XML_SECURE, XML_INACTIVE = 1, 2  # virDomainXMLFlags
@@ -49,6 +53,29 @@ def default_uri(root: str = "/") -> str | None:
     return SYSTEM if any(os.path.exists(root + path.lstrip("/")) for path in SOCKETS) else None
 
 
+def withheld(root: str = "/") -> Withheld | None:
+    """Why we are kept from a system's libvirt that does listen: /proc/net/unix names its socket in any mount namespace.
+
+    None when it does not listen, or can be reached.
+    """
+    found = None if default_uri(root) else next((path for path in SOCKETS if _listens(path, root)), None)
+    if found is None:
+        return None
+    text = "and that is not to be seen here (in a container: the host's directory of it must be mounted)"
+    return Withheld(f"libvirt listens at {found}, {text}")
+
+
+def _listens(socket: str, root: str) -> bool:
+    """Whether somebody in this network namespace accepts connections at this path; /run may be written as /var/run."""
+    try:
+        with open(f"{root}proc/self/net/unix", encoding="utf-8", errors="replace") as lines:
+            fields = [line.split() for line in lines if socket in line]
+    except OSError:
+        return False
+    ends = {socket, f"/var{socket}"}
+    return any(each[-1] in ends and int(each[3], 16) & SO_ACCEPTCON for each in fields)
+
+
 def is_installed() -> bool:
     """Whether the Python module is there; it is not imported to tell."""
     return importlib.util.find_spec("libvirt") is not None
@@ -57,12 +84,16 @@ def is_installed() -> bool:
 class Thread:
     """One connection to libvirt at `uri`, kept for ever, and the thread that uses it.
 
-    `opened` is called on that thread with each new connection, `lost` with a sentence when there is none any more, and
+    `opened` is called on that thread with each new connection, `lost` with the reason when there is none any more, and
     `slow` on any thread when a call takes too long (True) and when it is over (False).
     """
 
     def __init__(
-        self, uri: str, opened: Callable[[Any], None], lost: Callable[[str], None], slow: Callable[[bool], None]
+        self,
+        uri: str,
+        opened: Callable[[Any], None],
+        lost: Callable[[errors.HostError], None],
+        slow: Callable[[bool], None],
     ) -> None:
         self.uri, self._opened, self._lost, self._slow = uri, opened, lost, slow
         self._jobs: list[tuple[Future[Any], Job[Any]]] = []
@@ -108,7 +139,8 @@ class Thread:
             self._keep_connected()
         finally:
             if not self._closed:
-                self._lost("the thread that talks to libvirt has ended; the log says why, and a restart begins anew")
+                text = "the thread that talks to libvirt has ended; the log says why, and a restart begins anew"
+                self._lost(errors.Temporary(text))
 
     def _keep_connected(self) -> None:
         pause = PAUSES[0]
@@ -118,7 +150,7 @@ class Thread:
                     connection = self._connect()
                     self._opened(connection)
             except errors.HostError as error:
-                self._lost(f"libvirt at {self.uri} cannot be asked: {error}")
+                self._lost(type(error)(f"libvirt at {self.uri} cannot be asked: {error}"))
                 self._fail_all(errors.Temporary(str(error)))
                 self._sleep(pause * random.uniform(0.8, 1.2))
                 pause = min(pause * 2, PAUSES[1])
@@ -158,7 +190,7 @@ class Thread:
             if future.set_running_or_notify_cancel():
                 self._do(future, job, connection)
         if self._broken:
-            self._lost(f"the connection to libvirt at {self.uri} broke")
+            self._lost(errors.Temporary(f"the connection to libvirt at {self.uri} broke"))
 
     def _do(self, future: Future[Any], job: Job[Any], connection: Any) -> None:
         try:
@@ -265,10 +297,14 @@ def translated() -> Iterator[None]:
     try:
         yield
     except libvirt.libvirtError as error:
-        raise _kind(libvirt, error.get_error_code())(_sentence(error)) from error
+        raise _kind(libvirt, error)(_sentence(error)) from error
 
 
-def _kind(libvirt: Any, code: int | None) -> type[errors.HostError]:
+def _kind(libvirt: Any, error: Any) -> type[errors.HostError]:
+    """Of a system call that failed, libvirt keeps errno in the error's first number (virReportSystemError)."""
+    code = error.get_error_code()
+    if code == libvirt.VIR_ERR_SYSTEM_ERROR and error.get_int1() in {errno.EACCES, errno.EPERM}:
+        return errors.NotPermitted
     known: tuple[tuple[type[errors.HostError], str], ...] = (
         (errors.Gone, "NO_DOMAIN NO_NETWORK"),
         (errors.NotSupported, "NO_SUPPORT OPERATION_UNSUPPORTED CONFIG_UNSUPPORTED ARGUMENT_UNSUPPORTED"),

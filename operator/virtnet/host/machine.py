@@ -19,6 +19,7 @@ from virtnet.host import (
     bridges,
     evidence,
     fingerprint,
+    libvirt,
     links,
     modules,
     namespaces,
@@ -63,7 +64,7 @@ class LinuxHost:
         self._one_look = threading.Lock()
         self._drivers = tuning.Drivers()
         self.guests: Guests | None = None
-        """libvirt, set by who found it; without it there are no guests."""
+        """libvirt, set by who found it; without it there are no guests, or they are withheld."""
         self._actions = self._all_actions()
 
     def close(self) -> None:
@@ -124,8 +125,8 @@ class LinuxHost:
         if interest.running:
             extras["running"] = evidence.look(self.namespace.path)
             extras["drops"] = self._drops(extras["running"], found)
-        if interest.guests and self.guests is not None:
-            extras["guests"] = self.guests.look()
+        if interest.guests and (self.guests is not None or self.namespace.path is None):
+            extras["guests"] = self.guests.look() if self.guests is not None else libvirt.withheld(self._root)
         if interest.module:
             extras["module"] = modules.read(VHOST_NET, users=users, root=self._root)
         return extras
