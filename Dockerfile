@@ -1,5 +1,5 @@
-# Two images: `--target agent` for every node, `--target controller` for one Deployment. Neither has a compiler or pip;
-# both start the one command `virtnet`.
+# Three images: `--target agent` for every node, or `--target agent-libvirt` for nodes whose libvirt is followed, and
+# `--target controller` for one Deployment. None has a compiler or pip; all start the one command `virtnet`.
 
 FROM docker.io/library/debian:bookworm-slim AS python
 RUN apt-get update \
@@ -27,6 +27,16 @@ RUN apt-get update \
  && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/*
 COPY --from=build /opt/virtnet /opt/virtnet
 CMD ["agent"]
+
+# Debian's own binding fits Debian's Python, and comes with the client library that it was built with: a third more image,
+# so it is one of its own. virtnet's environment sees the binding and nothing else of the system's packages.
+FROM agent AS agent-libvirt
+RUN apt-get update \
+ && apt-get install --yes --no-install-recommends python3-libvirt \
+ && rm -rf /var/lib/apt/lists/* /var/cache/* /var/log/* \
+ && ln -s /usr/lib/python3/dist-packages/libvirt.py /usr/lib/python3/dist-packages/libvirtmod.*.so \
+    "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \
+ && python -c 'import libvirt'
 
 FROM python AS controller
 COPY --from=build /opt/virtnet /opt/virtnet

@@ -174,6 +174,25 @@ def test_images_are_named_by_registry_repository_and_tag_or_digest(helm: Helm) -
     assert image(f"--set=agent.image.digest={digest}") == f"virtnet-agent@{digest}"
 
 
+def test_only_who_follows_libvirt_has_the_image_with_its_library_and_is_told_of_it(helm: Helm) -> None:
+    def agent(*words: str) -> tuple[str, bool]:
+        found = tools.container(tools.one(helm.objects("--set=agent.image.tag=v7", *words), "DaemonSet"))
+        return found["image"], "--libvirt-uri=qemu:///system" in found["args"]
+
+    assert agent() == ("virtnet-agent:v7", False)
+    assert agent(*switched(libvirt=True)) == ("virtnet-agent-libvirt:v7", True)
+    renamed = "--set=agent.image.libvirtRepository=team/mine"
+    assert agent(*switched(libvirt=True), renamed) == ("team/mine:v7", True)
+
+
+def test_a_node_without_libvirt_has_an_agent_all_the_same(helm: Helm) -> None:
+    agent = tools.one(helm.objects(*switched(libvirt=True), "--set=agent.libvirtDir=/var/run/libvirt"), "DaemonSet")
+    (volume,) = [each for each in tools.pod(agent)["volumes"] if each["name"] == "libvirt"]
+    assert volume["hostPath"] == {"path": "/var/run/libvirt", "type": "DirectoryOrCreate"}
+    (mount,) = [each for each in tools.container(agent)["volumeMounts"] if each["name"] == "libvirt"]
+    assert (mount["mountPath"], mount["readOnly"]) == ("/run/libvirt", True)
+
+
 def test_a_new_version_of_the_chart_alone_restarts_no_pod(helm: Helm) -> None:
     for workload in (each for each in helm.objects() if each["kind"] in ("DaemonSet", "Deployment")):
         assert "helm.sh/chart" not in workload["spec"]["template"]["metadata"]["labels"]

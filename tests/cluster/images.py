@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 NEEDS = ("buildah:buildah", "debootstrap:debootstrap")
 
 BASE = "docker.io/library/debian:bookworm-slim"
-TARGETS = ("agent", "controller")
+TARGETS = ("agent", "agent-libvirt", "controller")
 CONTEXT = ("Dockerfile", ".dockerignore", "pyproject.toml", "README.md", "LICENSE", "requirements.txt", "operator")
 
 # What the public slim image leaves out as well.

@@ -25,6 +25,7 @@
 {{- if .Values.features.libvirt }}
 - name: libvirt
   mountPath: /run/libvirt
+  readOnly: true
 {{- end }}
 {{- end }}
 
@@ -53,6 +54,7 @@
 - name: libvirt
   hostPath:
     path: {{ .Values.agent.libvirtDir }}
-    type: Directory
+    # A node without libvirt has an agent all the same, and so has one whose libvirt starts later.
+    type: DirectoryOrCreate
 {{- end }}
 {{- end }}

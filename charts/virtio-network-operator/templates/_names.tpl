@@ -20,6 +20,13 @@ app.kubernetes.io/name: virtio-network-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- /* The agent's image: only who follows libvirt carries its client library along. */ -}}
+{{- define "virtnet.agentImage" -}}
+{{- $image := .Values.agent.image -}}
+{{- if .Values.features.libvirt }}{{ $image = merge (dict "repository" $image.libvirtRepository) $image }}{{ end -}}
+{{ include "virtnet.image" (list . $image) }}
+{{- end }}
+
 {{- /* The image of one component: (list $ .Values.agent.image). */ -}}
 {{- define "virtnet.image" -}}
 {{- $root := index . 0 -}}
