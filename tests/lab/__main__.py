@@ -8,15 +8,19 @@ write stays in the virtual machine, but for the JUnit file.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import select
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 ROOT = Path(__file__).parents[2]
 NEEDS = (
@@ -30,11 +34,26 @@ NEEDS = (
     "/boot/vmlinuz-*:linux-image-amd64",
 )
 SECONDS, TEST_SECONDS = 1500, 400
-"""For the whole machine and for one test with its fixtures; idle, all takes about five minutes."""
+"""For everything, both starts together, and for one test with its fixtures."""
+
+SILENT_SECONDS = TEST_SECONDS + 100
+"""A machine that says nothing for longer hangs: pytest ends a test earlier, and tells every test."""
+
+STARTS = 2
+"""A machine that dies or hangs is begun once more; a failed test never is."""
 
 CPUS, MEMORY = 2, "2G"
+"""With one processor it takes twice as long."""
+
+DEATH = ("softlockup_panic=1", "watchdog_thresh=60", "oops=panic", "panic=-1")
+"""A stuck kernel ends its machine. A processor is stuck after twice the threshold, as this machine may be slow."""
+
+TAIL_LINES = 60
 INSIDE = "/run/virtnet-lab"
 """Where the virtual machine sees the directory for results; the only one of this machine that it can write to."""
+
+EXIT_CODE, CONSOLE = "exit-code", "console.log"
+"""The files in it: pytest's exit code, which a machine that died has not written, and what its kernel said."""
 
 TMPFILES, UDEV_RULES = Path("/usr/bin/systemd-tmpfiles"), Path("/usr/lib/udev/rules.d")
 PORTS = 'SUBSYSTEM=="virtio-ports", ATTR{name}=="?*", SYMLINK+="virtio-ports/$attr{name}"\n'
@@ -54,11 +73,12 @@ def main() -> int:
     if not options.in_namespace:
         subprocess.run([ROOT / "scripts/need", *NEEDS], check=True)
         return enter_namespace()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     make_taps()
     shorten_boot()
     with tempfile.TemporaryDirectory(prefix="virtnet-lab-") as results:
         command = machine(pytest_arguments, results, options)
-        code = run(command, options.timeout)
+        code = outcome(command, Path(results), options.timeout)
         written = Path(results, "junit.xml")
         if options.junitxml and written.exists():
             options.junitxml.parent.mkdir(parents=True, exist_ok=True)
@@ -148,8 +168,9 @@ def machine(pytest_arguments: Sequence[str], results: str, options: argparse.Nam
         *(str(vng), "--run", str(newest_kernel()), "--disable-kvm", "--user", "root"),
         *(["--verbose"] if options.console else []),
         *("--cpus", str(CPUS), "--memory", MEMORY, "--cwd", str(ROOT)),
-        *("--rwdir", f"{INSIDE}={results}", f"--qemu-opts={' '.join(nics())} -cpu max"),
-        *("--", shlex.join(inside)),
+        *("--rwdir", f"{INSIDE}={results}", f"--append={' '.join(kernel_words())}"),
+        f"--qemu-opts={' '.join(nics())} -cpu max -no-reboot -serial file:{Path(results, CONSOLE)}",
+        *("--", f"{shlex.join(inside)}; code=$?; echo $code > {INSIDE}/{EXIT_CODE}; exit $code"),
     ]
 
 
@@ -164,30 +185,74 @@ def nics() -> list[str]:
     return words
 
 
-def run(command: list[str], seconds: int) -> int:
-    """Forward the output as it comes; end the machine with all its processes when the time is over."""
+def kernel_words() -> list[str]:
+    """What the kernel says from a warning on goes to the second serial port too, which is kept; the first is shown."""
+    return [*DEATH, "console=ttyS1,115200", "loglevel=5"]
+
+
+def outcome(command: Sequence[str], results: Path, seconds: float) -> int:
+    """The exit code of the first machine that lives until pytest has ended; 124 when time is over, 1 when all died.
+
+    A machine that dies or hangs is begun again, loudly, and the last words of its console are shown.
+    """
+    deadline = time.monotonic() + seconds
+    for start in range(1, STARTS + 1):
+        reason = run(command, deadline)
+        written = results / EXIT_CODE
+        if written.exists() and (code := written.read_text().strip()):
+            if start > 1:
+                print(f"LAB: the machine was begun {start} times, see above why", file=sys.stderr, flush=True)
+            return int(code)
+        print(f"LAB: machine {start} of {STARTS} {reason}; its console:\n{tail(results)}", file=sys.stderr, flush=True)
+        if time.monotonic() >= deadline:
+            return 124
+    return 1
+
+
+def tail(results: Path) -> str:
+    """The last lines that the kernel wrote to its console."""
+    console = results / CONSOLE
+    lines = console.read_text(errors="replace").splitlines() if console.exists() else []
+    return "\n".join(f"  | {line}" for line in lines[-TAIL_LINES:]) or "  | (nothing)"
+
+
+def run(command: Sequence[str], deadline: float) -> str:
+    """Forward the output as it comes until the machine ends, or end it with all its processes; how it ended."""
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     # virtme-ng opens its standard output again, which would overwrite a file from its beginning; a pipe has none.
-    forward = subprocess.Popen(["cat"], stdin=subprocess.PIPE)
     process = subprocess.Popen(
         command,
         env={**os.environ, "PATH": path},
         stdin=subprocess.DEVNULL,
-        stdout=forward.stdin,
-        stderr=forward.stdin,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         start_new_session=True,
     )
+    assert process.stdout is not None
     try:
-        return process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        print(f"the virtual machine was ended after {seconds} s", file=sys.stderr)
-        return 124
+        with process.stdout as output:
+            return forward(output, process, deadline)
     finally:
-        if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        forward.communicate()
+        process.wait()
+
+
+def forward(output: IO[bytes], process: subprocess.Popen[bytes], deadline: float) -> str:
+    """Write what the machine says to standard output, until its end, its silence or the deadline (monotonic)."""
+    heard = time.monotonic()
+    while (now := time.monotonic()) < deadline:
+        if now - heard > SILENT_SECONDS:
+            return f"said nothing for {SILENT_SECONDS} s and was ended"
+        if not select.select([output], [], [], 1)[0]:
+            continue
+        words = os.read(output.fileno(), 1 << 16)
+        if not words:
+            return f"ended by itself with {process.wait(30)} before its tests had"
+        sys.stdout.buffer.write(words)
+        sys.stdout.buffer.flush()
+        heard = time.monotonic()
+    return "was ended, as the time for everything is over"
 
 
 if __name__ == "__main__":

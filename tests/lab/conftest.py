@@ -76,7 +76,7 @@ def uevents() -> socket.socket:
     """NETLINK_KOBJECT_UEVENT, group 1: what the kernel itself says, udev or not."""
     listener = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC, 15)
     listener.bind((0, 1))
-    listener.settimeout(30)
+    listener.settimeout(120)
     return listener
 
 

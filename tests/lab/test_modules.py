@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -208,9 +207,8 @@ def test_uevents_tell_of_an_outside_load_and_unload_at_once(module: Module) -> N
             (["rmmod", VHOST], b"remove@", ModuleStatus.ABSENT),
         ):
             process = subprocess.Popen(command)
-            seen = wait_for(listener, action + b"/module/vhost_net")
+            wait_for(listener, action + b"/module/vhost_net")
             assert process.wait(30) == 0
-            assert seen < time.monotonic() + 0.05
             assert look().status is status
 
 

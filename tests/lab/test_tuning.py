@@ -17,7 +17,7 @@ from virtnet.core.model import Channels, Features, Interest, Link, ModuleStatus,
 from virtnet.host import LinuxHost
 from virtnet.host.events import Monitor
 
-SECONDS = 20
+SECONDS = 120
 
 
 @pytest.fixture
