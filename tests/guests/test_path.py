@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -17,7 +19,7 @@ from tests.kernel.playground import Playground, open_playground
 from virtnet import errors
 from virtnet.__main__ import main
 from virtnet.core import running
-from virtnet.core.model import Interest
+from virtnet.core.model import Interest, Unreadable
 from virtnet.core.running import Proof
 from virtnet.host import LinuxHost, evidence, fingerprint, qmp
 
@@ -61,16 +63,16 @@ def state(tmp_path: Path) -> Path:
     return tmp_path / "state"
 
 
-def start(playground: Playground, tmp_path: Path, *nic: str) -> str:
+def start(playground: Playground, tmp_path: Path, *nic: str, bare: Iterable[str] = BARE) -> str:
     """A QEMU whose machine is made and does not run; the path of its QMP socket."""
-    socket = tmp_path / "qmp.sock"
-    child = playground.start(*BARE, *nic, "-qmp", f"unix:{socket},server=on,wait=off")
+    monitor = tmp_path / "qmp.sock"
+    child = playground.start(*bare, *nic, "-qmp", f"unix:{monitor},server=on,wait=off")
     end = time.monotonic() + UNTIL
-    while not (socket.exists() and held(playground)):
+    while not (monitor.exists() and held(playground)):
         assert child.poll() is None, child.stderr and child.stderr.read()
         assert time.monotonic() < end
         time.sleep(0.05)
-    return str(socket)
+    return str(monitor)
 
 
 def held(playground: Playground) -> bool:
@@ -143,6 +145,56 @@ def test_qmp_tells_what_is_offered_and_that_vhost_is_not_started(playground: Pla
     assert nic.told.rings[:2] == (512, 256)
     assert nic.evidence.proof is Proof.NOT_STARTED
     assert "guest.nic.host.tso4" not in effective  # no driver has accepted anything
+
+
+@contextlib.contextmanager
+def hands_on(path: Path) -> Iterator[Callable[[str], None]]:
+    """Does to QEMU's hardware what firmware and a driver would (docs/devel/qtest.rst in QEMU)."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(UNTIL)
+        connection.connect(str(path))
+        with connection.makefile("r") as answers:
+
+            def do(line: str) -> None:
+                connection.sendall(f"{line}\n".encode())
+                assert answers.readline().startswith("OK")
+
+            yield do
+
+
+WINDOW = 0xB0000000
+"""Where firmware usually opens the window to PCI configurations."""
+
+
+def test_msix_is_known_once_the_firmware_shows_pci_configurations(
+    playground: Playground, tmp_path: Path, state: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named = (*NIC[:3], f"{NIC[3]},id=nic0,addr=5")
+    monitor = start(playground, tmp_path, *named, "-qtest", f"unix:{tmp_path / 'hands'},server=on,wait=off")
+
+    def told() -> object:
+        (nic,) = qmp.ask(monitor).nics
+        return nic.msix
+
+    assert told() == Unreadable("the firmware has not run yet")
+    with hands_on(tmp_path / "hands") as do:
+        do("outl 0xcf8 0x80000060")  # PCIEXBAR of the q35
+        do(f"outl 0xcfc {WINDOW | 1:#x}")
+        assert told() is False
+        do(f"writew {WINDOW + (5 << 15) + 0x98 + 2:#x} 0x8003")  # virtio-net-pci has its MSI-X capability at 0x98
+        assert told() is True
+    (shown,) = json.loads(path(playground, state, capsys, "--qmp", monitor, "-o", "json"))
+    assert "MSI-X in use" in shown["hops"][0]["facts"]
+
+
+def test_msix_is_not_guessed_where_it_cannot_be_seen(playground: Playground, tmp_path: Path) -> None:
+    older = tuple(word.replace("q35", "pc") for word in BARE)
+    (nic,) = qmp.ask(start(playground, tmp_path, *NIC, bare=older)).nics
+    assert nic.msix == Unreadable("only q35 machines show the configuration of their PCI devices")
+
+
+def test_a_nic_without_vectors_has_no_msix(playground: Playground, tmp_path: Path) -> None:
+    assert qmp.ask(start(playground, tmp_path, *NIC[:3], f"{NIC[3]},vectors=0")).nics[0].msix is False
 
 
 def test_what_a_guest_does_not_fetch_is_counted(playground: Playground, tmp_path: Path) -> None:

@@ -97,7 +97,11 @@ def path(
     output: PathFormat = PathForm.TABLE,
     qmp: Annotated[
         list[str] | None,
-        typer.Option("--qmp", metavar="SOCKET", help="Ask the QEMU behind its own QMP socket too; repeatable."),
+        typer.Option(
+            "--qmp",
+            metavar="SOCKET|libvirt",
+            help="Ask QEMU too: by its own QMP socket, or by libvirt, which taints the domain; repeatable.",
+        ),
     ] = None,
 ) -> None:
     """Show the whole path of a guest's NIC, hop by hop.

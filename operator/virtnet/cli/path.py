@@ -14,12 +14,18 @@ from virtnet.cli.options import PathForm
 from virtnet.cli.tables import BAD, GOOD, HEADING, QUIET, SETTLED, text
 from virtnet.cli.where import Where
 from virtnet.core import path as paths
+from virtnet.core.model import HostState
 from virtnet.core.path import Hop, Path, Switch
-from virtnet.host import qmp
+from virtnet.errors import UsageError
+from virtnet.host import libvirt, qmp
+from virtnet.host import monitors as host_monitors
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
+
+LIBVIRT = "libvirt"
+"""Beside sockets, which have a `/` in their names or can be written with one."""
 
 PICTURE_WIDTH = 110
 """Columns of an SVG: a hop's switches in one or two lines."""
@@ -36,8 +42,11 @@ _TITLE = 9
 _FONTS = re.compile(r"\s*@font-face\s*\{[^}]*\}")
 
 
-def run(name: str | None, files: Sequence[str], place: Where, form: PathForm, sockets: Sequence[str] = ()) -> int:
-    """Always 0 when the path could be looked at: what breaks it is news, not an error. `sockets` are QMP's."""
+def run(name: str | None, files: Sequence[str], place: Where, form: PathForm, monitors: Sequence[str] = ()) -> int:
+    """Always 0 when the path could be looked at: what breaks it is news, not an error.
+
+    `monitors` are sockets of QMP, and LIBVIRT for the monitors that libvirt holds.
+    """
     wanted = policies.read(files) if files else None
     policies.say_doubts(wanted or ())
     with place.open(write=False) as workplace:
@@ -45,7 +54,7 @@ def run(name: str | None, files: Sequence[str], place: Where, form: PathForm, so
         for notice in workplace.notices:
             terminal.say(notice)
     plans = paths.Plans(tuple(found.look.desired.policies.values()), found.look.desired, found.rows or ())
-    state = replace(found.state, running=qmp.tell(found.state.running, sockets)) if sockets else found.state
+    state = _asked(found.state, name, monitors, place) if monitors else found.state
     traced = paths.trace(state, plans, name)
     if form is PathForm.JSON:
         print(json.dumps([to_json(path) for path in traced], indent=2))
@@ -54,6 +63,17 @@ def run(name: str | None, files: Sequence[str], place: Where, form: PathForm, so
     else:
         show(terminal.console(), traced)
     return 0
+
+
+def _asked(state: HostState, name: str | None, monitors: Sequence[str], place: Where) -> HostState:
+    """The look with what the QEMUs themselves tell; by libvirt only those whose path is shown, for it taints them."""
+    told = qmp.tell(state.running, [each for each in monitors if each != LIBVIRT])
+    if LIBVIRT in monitors:
+        uri = place.libvirt_uri or libvirt.default_uri()
+        if uri is None:
+            raise UsageError("--qmp libvirt: no libvirt listens here; name one by --libvirt-uri")
+        told = host_monitors.tell(told, uri, paths.processes(state, name))
+    return replace(state, running=told)
 
 
 # --- for programs ------------------------------------------------------------------------------------------

@@ -441,7 +441,7 @@ class Told:
 
     `started` is `vhost-started`, the only proof that vhost works. `offered` and `accepted` are feature names without
     their prefix (VIRTIO_NET_F_CSUM is CSUM, VIRTIO_RING_F_EVENT_IDX is EVENT_IDX). `rings` are the negotiated sizes of
-    the virtqueues in their order. QEMU does not tell whether the guest uses MSI-X.
+    the virtqueues in their order. `msix`: whether the guest's driver uses MSI-X, from the device's PCI configuration.
     """
 
     mac: str
@@ -451,6 +451,7 @@ class Told:
     offered: frozenset[str] = frozenset()
     accepted: frozenset[str] = frozenset()
     rings: tuple[int, ...] = ()
+    msix: bool | Unreadable | None = None
 
 
 @frozen

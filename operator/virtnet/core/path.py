@@ -127,12 +127,25 @@ def trace(state: HostState, plans: Plans = NO_PLANS, target: str | None = None) 
     found = [_path(state, plans, tap, nics_of.get(tap.ifindex)) for tap in taps]
     if target is None:
         return tuple(found)
-    chosen = tuple(path for path in found if target in {path.guest, path.tap} or target.lower() == path.mac)
+    chosen = tuple(path for path in found if _is_called(target, path.guest, path.tap, path.mac))
     if not chosen:
         known = [name for path in found for name in dict.fromkeys((path.guest, path.tap)) if name]
         there = f"there are {', '.join(dict.fromkeys(known))}" if known else "there is no tap here"
         raise UsageError(f"no running guest, tap or MAC address is called {target}; {there}")
     return chosen
+
+
+def processes(state: HostState, target: str | None = None) -> frozenset[int]:
+    """The ids of the processes behind the paths that `trace` shows, as far as they can be told before QMP is asked."""
+    return frozenset(
+        nic.running.process.pid
+        for nic in running.find(state)
+        if target is None or _is_called(target, nic.identity.guest, nic.tap.name, nic.identity.mac)
+    )
+
+
+def _is_called(target: str, guest: str, tap: str, mac: str) -> bool:
+    return target in {guest, tap} or target.lower() == mac
 
 
 def _path(state: HostState, plans: Plans, tap: Link, nic: RunningNic | None) -> Path:
@@ -172,8 +185,16 @@ def _guest(state: HostState, nic: RunningNic, wanted: Wanted) -> Hop:
         for path in paths
         if path.startswith(NIC)
     )
-    facts = (nic.identity.mac, "" if nic.configured else "plugged in later: not on the command line")
+    facts = (nic.identity.mac, "" if nic.configured else "plugged in later: not on the command line", _msix(nic))
     return Hop(GUEST, nic.identity.guest or "guest", tuple(filter(None, facts)), switches)
+
+
+def _msix(nic: RunningNic) -> str:
+    """Nothing where QEMU was not asked."""
+    seen = nic.told.msix if nic.told else None
+    if isinstance(seen, Unreadable):
+        return f"MSI-X not known: {seen.reason}"
+    return "" if seen is None else "MSI-X in use" if seen else "MSI-X not in use"
 
 
 def _wish(wanted: Wanted, path: str) -> Value | None:
@@ -183,15 +204,17 @@ def _wish(wanted: Wanted, path: str) -> Value | None:
 def _qemu(nic: RunningNic) -> Hop:
     configured = nic.configured
     facts = ("started by libvirt",) if not nic.raw else ()
+    told = nic.running.told
+    silent = (f"it could not be asked: {told.reason}",) if isinstance(told, Unreadable) else ()
     if configured is None:
-        return Hop(QEMU, str(nic.running.process), facts)
+        return Hop(QEMU, str(nic.running.process), facts, remarks=silent)
     switches = tuple(
         Switch(name, None, configured=configured.options[name])
         for name in ("vnet_hdr", "vhost", "vhostforce", "poll-us")
         if name in configured.options
     )
     backend = "hub 0" if configured.hub else f"-netdev {configured.backend or 'unknown'}"
-    said = tuple(guests.explain(configured))
+    said = (*guests.explain(configured), *silent)
     return Hop(QEMU, str(nic.running.process), (*facts, backend), switches, remarks=said)
 
 

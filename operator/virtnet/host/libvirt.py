@@ -289,6 +289,13 @@ def _run_events() -> None:
         libvirt.virEventRunDefaultImpl()
 
 
+def monitor_command(domain: Any, line: str) -> str:
+    """Pass one line on to the QEMU of a running domain (virDomainQemuMonitorCommand); its answer, errors and all."""
+    import libvirt_qemu
+
+    return str(libvirt_qemu.qemuMonitorCommand(domain, line, 0))
+
+
 @contextlib.contextmanager
 def translated() -> Iterator[None]:
     """libvirt's errors as `HostError`s: virErrorNumber in libvirt's include/libvirt/virterror.h."""

@@ -1,20 +1,23 @@
-"""Asks a QEMU by its own QMP socket what its virtio NICs negotiated; it only queries, and only sockets it is given.
+"""Asks a QEMU by QMP what its virtio NICs negotiated; it only queries, and only where an administrator says so.
 
-A socket that libvirt holds is not for us: a second client waits for ever, and libvirt taints a domain whose monitor it
-is asked to pass on. Nothing is asked unless an administrator names the socket.
+By QEMU's own socket, or by the monitor that libvirt holds (host/monitors.py): a socket of libvirt's serves libvirt
+alone, and a second client would wait for ever.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from virtnet import errors
 from virtnet.core.model import Running, Told
+from virtnet.host import msix
 from virtnet.values import frozen
 
 TIMEOUT = 3.0
@@ -23,6 +26,17 @@ TIMEOUT = 3.0
 LONGEST_ANSWER = 1 << 20
 MOST_QUEUES = 4
 """How many virtqueues' ring sizes are asked for: those of a pair, and of the next."""
+
+QUERIES = frozenset(
+    {
+        *("qmp_capabilities", "query-name", "query-pci", "qom-get"),
+        *("x-query-virtio", "x-query-virtio-status", "x-query-virtio-queue-status"),
+    }
+)
+"""All that is ever sent, beside LOOKS: none of them changes anything in a QEMU or its guest."""
+
+LOOKS = re.compile(r"xp /1[bh]x 0x[0-9a-f]{1,16}")
+"""The only words for the human monitor: one byte or two of the guest's memory, as it is addressed by hardware."""
 
 _PEER = struct.Struct("=iII")
 _RENAMED = {"IOMMU_PLATFORM": "ACCESS_PLATFORM"}
@@ -60,7 +74,7 @@ def ask(path: str) -> Answer:
             client = _Client(path, connection)
             client.greet()
             name = client.query("query-name").get("name", "")
-            return Answer(_PEER.unpack(peer)[0], str(name), tuple(_nics(client)))
+            return Answer(_PEER.unpack(peer)[0], str(name), tuple(nics(client)))
     except TimeoutError as error:
         text = f"{path} did not answer within {TIMEOUT:g} seconds; a QMP socket serves one client at a time"
         raise errors.Temporary(text) from error
@@ -70,61 +84,85 @@ def ask(path: str) -> Answer:
         raise errors.Refused(f"{path} cannot be asked: {error.strerror}") from error
 
 
-class _Client:
-    """A QMP conversation: one JSON object a line (docs/interop/qmp-spec in QEMU)."""
+class Monitor(ABC):
+    """A QMP conversation: one JSON object a line (docs/interop/qmp-spec in QEMU). `name` is what users know it by."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def query(self, command: str, **arguments: object) -> Any:
+        """The answer to one of QUERIES. Raises `Refused` when QEMU does, `LookupError` for anything else."""
+        line = str(arguments.get("command-line", ""))
+        if command not in QUERIES and not (command == "human-monitor-command" and LOOKS.fullmatch(line)):
+            raise LookupError(f"{command} is none of the queries that may be sent")
+        found = self.exchange(json.dumps({"execute": command, "arguments": arguments}))
+        if "error" in found:
+            raise errors.Refused(f"{self.name}: {command}: {_said(found['error'])}")
+        return found.get("return")
+
+    @abstractmethod
+    def exchange(self, line: str) -> Mapping[str, Any]:
+        """QEMU's answer to one command, which has `return` or `error`."""
+
+    def parse(self, line: bytes | str) -> Mapping[str, Any]:
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise errors.Refused(f"{self.name} does not speak QMP, or its answer is too long") from error
+        return found if isinstance(found, dict) else {}
+
+
+class _Client(Monitor):
+    """The conversation at a socket."""
 
     def __init__(self, path: str, connection: socket.socket) -> None:
-        self.path, self.connection = path, connection
+        super().__init__(path)
+        self.connection = connection
         self.stream = connection.makefile("rb")
 
     def greet(self) -> None:
         if "QMP" not in self._read():
-            raise errors.Refused(f"{self.path} is no QMP socket")
+            raise errors.Refused(f"{self.name} is no QMP socket")
         self.query("qmp_capabilities")
 
-    def query(self, command: str, **arguments: object) -> Any:
-        """The answer to one command; events in between are left out."""
-        self.connection.sendall(json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n")
+    def exchange(self, line: str) -> Mapping[str, Any]:
+        """Events in between are left out."""
+        self.connection.sendall(line.encode() + b"\n")
         while True:
             found = self._read()
-            if "return" in found:
-                return found["return"]
-            if "error" in found:
-                raise errors.Refused(f"{self.path}: {command}: {_said(found['error'])}")
+            if "return" in found or "error" in found:
+                return found
 
     def _read(self) -> Mapping[str, Any]:
-        line = self.stream.readline(LONGEST_ANSWER)
-        try:
-            found = json.loads(line)
-        except ValueError as error:
-            raise errors.Refused(f"{self.path} does not speak QMP, or its answer is too long") from error
-        return found if isinstance(found, dict) else {}
+        return self.parse(self.stream.readline(LONGEST_ANSWER))
 
 
 def _said(error: object) -> str:
     return str(error.get("desc", "no reason")) if isinstance(error, dict) else str(error)
 
 
-def _nics(client: _Client) -> Iterator[Told]:
-    for device in client.query("x-query-virtio"):
+def nics(monitor: Monitor) -> Iterator[Told]:
+    """What QEMU tells of each of its virtio NICs."""
+    for device in monitor.query("x-query-virtio"):
         if device.get("name") == "virtio-net":
-            yield _nic(client, device["path"])
+            yield _nic(monitor, device["path"])
 
 
-def _nic(client: _Client, path: str) -> Told:
+def _nic(monitor: Monitor, path: str) -> Told:
     """`path` is that of the virtio device; its parent is the PCI device, which has the properties that users write."""
-    status = client.query("x-query-virtio-status", path=path)
+    status = monitor.query("x-query-virtio-status", path=path)
     parent = path.removesuffix("/virtio-backend")
     queues = range(min(int(status.get("num-vqs", 0)), MOST_QUEUES))
-    asked = (client.query("x-query-virtio-queue-status", path=path, queue=queue) for queue in queues)
+    asked = (monitor.query("x-query-virtio-queue-status", path=path, queue=queue) for queue in queues)
     return Told(
-        str(client.query("qom-get", path=parent, property="mac")).lower(),
-        str(client.query("qom-get", path=parent, property="netdev")),
+        str(monitor.query("qom-get", path=parent, property="mac")).lower(),
+        str(monitor.query("qom-get", path=parent, property="netdev")),
         started=status.get("vhost-started") is True,
         driver_ok=any("DRIVER_OK" in word for word in _words(status.get("status"), "statuses")),
         offered=_features(status.get("host-features")),
         accepted=_features(status.get("guest-features")),
         rings=tuple(int(each.get("vring-num", 0)) for each in asked),
+        msix=msix.look(monitor.query, parent),
     )
 
 
