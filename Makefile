@@ -24,6 +24,9 @@ GUEST_TOOLS := /usr/share/libvirt/schemas/domain.rng:libvirt0 virsh:libvirt-clie
 # What libvirt's Python module is built with.
 LIBVIRT_BUILD := /usr/include/libvirt/libvirt.h:libvirt-dev pkg-config:pkg-config gcc:gcc
 
+NEED_LIBVIRT = scripts/need $(GUEST_TOOLS) $(LIBVIRT_BUILD) && \
+	{ $(BIN)/python -c 'import libvirt' 2>/dev/null || $(PIP_INSTALL) --editable '.[libvirt]'; }
+
 # Nothing is left out quietly: what this machine cannot run fails, unless VIRTNET_ALLOW_SKIPS names it.
 not-run = case ";$$VIRTNET_ALLOW_SKIPS;" in \
 	*";$(1);"*) echo "NOT RUN, as VIRTNET_ALLOW_SKIPS allows: $(1)";; \
@@ -71,9 +74,7 @@ kernel-as-user: $(READY) tools
 	else $(call not-run,tests/kernel as a plain user); fi
 
 guests: $(READY) tools  ## what libvirt and QEMU themselves say: schema, definitions, a libvirtd beside an agent
-	@if [ "$$(id -u)" = 0 ]; then set -x; scripts/need $(GUEST_TOOLS) $(LIBVIRT_BUILD) && \
-	{ $(BIN)/python -c 'import libvirt' 2>/dev/null || \
-		$(PIP_INSTALL) --editable '.[libvirt]'; } && \
+	@if [ "$$(id -u)" = 0 ]; then set -x; $(NEED_LIBVIRT) && \
 	$(PYTEST) tests/guests --session-timeout=600; \
 	else $(call not-run,tests/guests as root); fi
 
@@ -95,6 +96,7 @@ cluster-down: $(READY)  ## end it
 	$(BIN)/python -m tests.cluster down --name=$(CLUSTER)
 
 bench: $(READY) tools  ## measure, and write docs/performance.md
+	$(NEED_LIBVIRT)
 	$(BIN)/python -m tests.bench
 
 bench-fleet: $(READY) tools  ## a thousand agents, then 5000 nodes, on a real API server; writes docs/performance-fleet.md

@@ -2,8 +2,8 @@
 
     python -m tests.bench [--quick] [NAME…]
 
-Each runs in a process and a network namespace of its own, as root or, through a user namespace, as anybody. The exit
-code says whether they ran, never whether they were fast.
+Each runs in a process and a network namespace of its own, as root or, but for that of guests, through a user namespace
+as anybody. The exit code says whether they ran, never whether they were fast.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -74,6 +75,18 @@ class Report:
     def ratio(self, figure: Figure) -> float | None:
         """Its median in terms of the figure that it stands beside."""
         return figure.median / self.figure(figure.beside).median if figure.beside else None
+
+
+def check_plausible(report: Report) -> None:
+    """AssertionError for what cannot have been measured."""
+    assert report.figures
+    for figure in report.figures:
+        assert figure.values, figure.what
+        assert all(math.isfinite(value) and value >= 0 for value in figure.values), figure
+        assert 0 <= figure.median <= figure.p99 <= figure.most, figure
+    for target in report.targets:
+        assert math.isfinite(target.measured), target
+    assert all(report.ratio(figure) != 0 for figure in report.figures)
 
 
 def milliseconds(what: str, seconds: Sequence[float], beside: str = "") -> Figure:

@@ -15,7 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol
 
-from tests.bench import figures, first_apply, idle, look, place, repair, storm
+from tests.bench import figures, first_apply, guests, idle, look, place, repair, storm
 from tests.bench.figures import Report
 
 LONGEST_SECONDS = 300.0
@@ -29,17 +29,21 @@ class Bench(Protocol):
     def __call__(self, directory: Path, *, quick: bool = False) -> Report: ...
 
 
-BENCHES: Mapping[str, Bench] = {
+ON_LINKS: Mapping[str, Bench] = {
     "repair": repair.measure,
     "look": look.measure,
     "first-apply": first_apply.measure,
     "idle": idle.measure,
     "storm": storm.measure,
 }
+"""As root in a network namespace, as a plain user in a user namespace as well."""
+
+BENCHES: Mapping[str, Bench] = {**ON_LINKS, "guests": guests.measure}
+"""The last needs root, and a libvirtd that can be started."""
 
 
 def measure(name: str, *, quick: bool = False) -> Report:
-    """Run one benchmark, as root in a network namespace, as a plain user in a user namespace as well."""
+    """Run one benchmark in a network namespace."""
     unshare = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
     words = [*unshare, sys.executable, "-m", "tests.bench", "--inside", name, *(["--quick"] if quick else [])]
     child = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=_warm_environment(), cwd=place.ROOT)
