@@ -138,7 +138,8 @@ def test_one_replica_works_and_the_other_is_ready_to(tmp_path: Path) -> None:
                 await a.says(
                     "/metrics", "virtnet_controller_leads 1.0", 'virtnet_controller_policies{ready="True"} 1.0'
                 )
-                assert (await a.end(signal.SIGTERM))[0] == 0
+                code, said = await a.end(signal.SIGTERM)
+                assert (code, "stands by as a for the lease" in said) == (0, True)
                 await b.says("/readyz", "it works")
                 cluster.set_agent("n1", False)
                 await cluster.until(lambda: cluster.condition("p", "Ready") == "Unknown AgentDown")

@@ -254,6 +254,13 @@ def test_an_edit_while_the_link_is_held_does_not_lose_the_original(agent: Agent,
     eventually(lambda: snapshot(playground) == originals)
 
 
+def test_a_start_says_what_is_kept_and_what_is_held(agent: Agent) -> None:
+    assert agent.command("hold", "tap0", "--for", "1h").code == 0
+    agent.start()
+    assert f"as {agent.policies} says; what was there before is kept in {agent.state}" in agent.log()
+    assert "link tap0 is held until" in agent.log()
+
+
 def test_a_hold_ends_by_itself(agent: Agent, playground: Playground) -> None:
     agent.wish("lan", LAN)
     agent.start()

@@ -68,7 +68,7 @@ async def _main(arguments: argparse.Namespace) -> int:
             libvirt_uri=arguments.libvirt_uri,
             write=True,
         ) as place,
-        serving.engine_at(place, serving.engine_options(arguments)) as engine,
+        serving.engine_at(place, serving.engine_options(arguments), f"the API server {server.address}") as engine,
     ):
         agent = _agent(place, engine, server)
         agent.restore()

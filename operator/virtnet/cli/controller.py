@@ -16,7 +16,7 @@ import uuid
 from collections.abc import Sequence
 from typing import NoReturn
 
-from virtnet import errors
+from virtnet import __version__, errors
 from virtnet.cli import logs, site
 from virtnet.engine import exposition
 from virtnet.kube import informer, lease, operators
@@ -85,6 +85,8 @@ async def _main(arguments: argparse.Namespace) -> int:
     name = arguments.identity or f"{socket.gethostname()}_{uuid.uuid4()}"
     right = Lease(connection, namespace, arguments.lease_name, name)
     controller = Controller(connection, namespace, name)
+    says = "virtnet %s at the API server %s stands by as %s for the lease %s/%s"
+    log.info(says, __version__, connection.server.address, name, namespace, arguments.lease_name)
     served = await site.start(arguments.listen, pages(controller, right))
     try:
         await _work(controller, right, handlers, stop)

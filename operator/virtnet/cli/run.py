@@ -98,7 +98,7 @@ async def _in_namespace(arguments: argparse.Namespace, stop: asyncio.Event) -> N
         assert place.state is not None
         directory = PolicyDirectory(arguments.policies, place.state)
         directory.refuse_if_open_to_all()
-        with serving.engine_at(place, serving.engine_options(arguments)) as engine:
+        with serving.engine_at(place, serving.engine_options(arguments), arguments.policies) as engine:
             directory.first_look()
             _take(engine, directory)
             site = _site_when_ready(arguments.listen, engine)

@@ -16,6 +16,7 @@ from virtnet.core import report
 from virtnet.engine.engine import Engine, Options, timestamp
 from virtnet.engine.fights import Thresholds
 from virtnet.engine.workplace import STATUS, Workplace
+from virtnet.host import records
 from virtnet.host.exits import Exits
 
 if TYPE_CHECKING:
@@ -92,10 +93,18 @@ def engine_options(arguments: argparse.Namespace) -> Options:
 
 
 @contextlib.contextmanager
-def engine_at(place: Workplace, options: Options) -> Iterator[Engine]:
-    """An engine for an open place, not running yet. Its status goes to STATE_DIR/state.json."""
+def engine_at(place: Workplace, options: Options, whose: str) -> Iterator[Engine]:
+    """An engine for an open place, not running yet; `whose` policies, for the log. Its status is in state.json."""
     assert place.state is not None
     assert place.ledger is not None
+    says = "virtnet %s keeps node %s, %s, as %s says; what was there before is kept in %s"
+    log.info(says, __version__, place.node.name, place.namespace, whose, place.state.path)
+    for name, until in place.holds().items():
+        log.info(
+            "%s is held until %s: reported, not changed",
+            "the node" if name == records.EVERYTHING else f"link {name}",
+            until,
+        )
     for notice in place.notices:
         log.warning(notice)
     with contextlib.closing(place.host.monitor()) as monitor:
