@@ -23,6 +23,7 @@ from virtnet.core.model import (
     CreateTap,
     Deletion,
     Entry,
+    GuestChange,
     HostState,
     Identity,
     Interest,
@@ -34,7 +35,6 @@ from virtnet.core.model import (
     Reason,
     Recorded,
     Row,
-    SetGuestNic,
     Setting,
     Step,
     UnloadModule,
@@ -458,12 +458,12 @@ def _groups(steps: list[Step]) -> list[tuple[str, bool, list[Step]]]:
 
 def _is_made_alone(step: Step) -> bool:
     """Whether more belongs to this change than to make it: the ledger's announcement, or somebody who is waited for."""
-    return isinstance(step.change, CreateBridge | CreateTap | LoadModule | UnloadModule | SetGuestNic)
+    return isinstance(step.change, CreateBridge | CreateTap | LoadModule | UnloadModule | GuestChange)
 
 
 async def carry_out(host: Host, change: Change) -> None:
     """Make one change; those that wait for a program or for libvirt do so off the loop's thread."""
-    if isinstance(change, LoadModule | UnloadModule | SetGuestNic):
+    if isinstance(change, LoadModule | UnloadModule | GuestChange):
         await asyncio.to_thread(host.apply, change)
     else:
         host.apply(change)

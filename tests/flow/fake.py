@@ -25,7 +25,7 @@ from tests.flow.judge import Judge
 from tests.flow.ledger import MemoryLedger
 from tests.flow.machine import Device
 from virtnet import errors
-from virtnet.core import features, modules
+from virtnet.core import features, modules, replugs
 from virtnet.core.model import (
     Change,
     CreateBridge,
@@ -33,14 +33,18 @@ from virtnet.core.model import (
     DeleteLink,
     Features,
     Guest,
+    GuestNic,
     HostState,
     Identity,
     Interest,
+    LeaveReplug,
     Link,
     LoadModule,
     Process,
     Ref,
     RemoveModuleFile,
+    Replug,
+    ReplugGuestNic,
     SetBridgeOptions,
     SetChannels,
     SetFeatures,
@@ -114,6 +118,8 @@ class FakeHost:
         self._look_faults: list[Exception] = []
         self.guests: dict[str, Guest] | Unreadable | Unavailable | Withheld | None = None
         """libvirt's domains by UUID, as a test puts them there."""
+        self.replugs: dict[str, Replug] = {}
+        """The guests that were asked to let go of a NIC, and what became of it, by its target."""
         self._links: dict[int, Link] = {}
         self._features: dict[int, Features | Unreadable] = {}
 
@@ -200,7 +206,8 @@ class FakeHost:
             carries=self._map(interest.addresses, lambda device: device.carries or None),
             holders=self._map(interest.users, lambda device: device.holders or None),
             module=self.machine.module.state(with_users=interest.users) if interest.module else None,
-            guests=self._guests_now() if interest.guests else None,
+            guests=self._guests_now() if interest.guests or self.replugs else None,
+            replugs=types.MappingProxyType(dict(self.replugs)),
         )
 
     def _guests_now(self) -> Mapping[str, Guest] | Unreadable | Unavailable | Withheld | None:
@@ -353,20 +360,47 @@ class FakeHost:
 
     def _set_guest_nic(self, change: SetGuestNic) -> None:
         """Into the definition alone; a guest that runs goes on as it was started."""
-        assert isinstance(self.guests, dict), "a change of a guest although libvirt cannot be asked"
-        guest = self.guests.get(change.uuid)
-        nic = (
-            next((nic for nic in guest.nics if (nic.mac, nic.address) == (change.mac, change.address)), None)
-            if guest
-            else None
-        )
-        if guest is None or nic is None or nic.configured is None:
-            raise errors.Gone(f"{change.guest} has no NIC {change.mac}")
+        nic = self._guest_nic(change.uuid, change.mac, change.address)
+        if nic.configured is None:
+            raise errors.Gone(f"{change.guest} is not defined")
         wanted = {path: value for path, value in change.values if value is not None}
         left = {path for path, value in change.values if value is None}
         configured = {path: value for path, value in {**nic.configured, **wanted}.items() if path not in left}
-        nics = tuple(replace(each, configured=configured) if each is nic else each for each in guest.nics)
-        self.guests[change.uuid] = replace(guest, nics=nics)
+        self._put_guest_nic(change.uuid, nic, replace(nic, configured=configured))
+
+    def _replug_guest_nic(self, change: ReplugGuestNic) -> None:
+        """The guest is asked; whether it lets go is for the test to say."""
+        nic = self._guest_nic(change.uuid, change.mac, change.address)
+        if nic.running is None:
+            raise errors.Gone(f"{change.guest} does not run")
+        names = (change.guest, change.uuid, "run", change.mac, change.address, "alias", "<former/>", "<wanted/>")
+        self.replugs[change.target] = Replug(*names, change.values, change.policy, change.version)
+
+    def _leave_replug(self, change: LeaveReplug) -> None:
+        left = replugs.left(self.replugs[change.target]) if change.target in self.replugs else None
+        if left is None:
+            self.replugs.pop(change.target, None)
+        else:
+            self.replugs[change.target] = left
+
+    def let_go(self, target: str) -> None:
+        """The guest does as it was asked, and the NIC is in again as wanted."""
+        replug = self.replugs.pop(target)
+        nic = self._guest_nic(replug.uuid, replug.mac, replug.address)
+        self._put_guest_nic(replug.uuid, nic, replace(nic, running={**(nic.running or {}), **dict(replug.values)}))
+
+    def _guest_nic(self, uuid: str, mac: str, address: str) -> GuestNic:
+        assert isinstance(self.guests, dict), "a change of a guest although libvirt cannot be asked"
+        nics = self.guests[uuid].nics if uuid in self.guests else ()
+        for nic in nics:
+            if (nic.mac, nic.address) == (mac, address):
+                return nic
+        raise errors.Gone(f"{uuid} has no NIC {mac}")
+
+    def _put_guest_nic(self, uuid: str, before: GuestNic, after: GuestNic) -> None:
+        assert isinstance(self.guests, dict)
+        nics = tuple(after if each is before else each for each in self.guests[uuid].nics)
+        self.guests[uuid] = replace(self.guests[uuid], nics=nics)
 
     _ACTS: Mapping[type, Callable[[FakeHost, Any], None]] = {
         SetFeatures: _set_features,
@@ -387,6 +421,8 @@ class FakeHost:
         WriteModuleFile: _write_module_file,
         RemoveModuleFile: _remove_module_file,
         SetGuestNic: _set_guest_nic,
+        ReplugGuestNic: _replug_guest_nic,
+        LeaveReplug: _leave_replug,
     }
 
 

@@ -16,10 +16,12 @@ from virtnet.core.model import (
     Guest,
     GuestNic,
     Interest,
+    LeaveReplug,
     LoadModule,
     ModuleStatus,
     Process,
     RemoveModuleFile,
+    ReplugGuestNic,
     Rings,
     SetBridgeOptions,
     SetChannels,
@@ -366,7 +368,7 @@ vhost_net Absent
 """
 
 
-GUESTS = {"uuid": Guest("uuid", "db", (GuestNic("mac", configured={"guest.nic.queues": 4}),))}
+GUESTS = {"uuid": Guest("uuid", "db", (GuestNic("mac", configured={"guest.nic.queues": 4}, running={}),))}
 
 
 def every_change(host: FakeHost) -> list[model.Change]:
@@ -391,6 +393,8 @@ def every_change(host: FakeHost) -> list[model.Change]:
         UnloadModule("vhost_net"),
         RemoveModuleFile(RULE),
         SetGuestNic("db", "uuid", "mac", "", (("vhost.mode", "Required"), ("guest.nic.queues", None)), ()),
+        ReplugGuestNic("uuid/mac", "db", "uuid", "mac", "", (("guest.nic.queues", 2),), (), "p", "1/a"),
+        LeaveReplug("uuid/mac"),
     ]
 
 

@@ -47,7 +47,7 @@ ON_FILES = {model.WriteModuleFile, model.RemoveModuleFile}
 """Made twice further down."""
 IN_THE_LAB = {model.SetRings, model.LoadModule, model.UnloadModule}
 """Made twice in tests/lab, on a kernel that has them."""
-IN_LIBVIRT = {model.SetGuestNic}
+IN_LIBVIRT = {model.SetGuestNic, model.ReplugGuestNic, model.LeaveReplug}
 """Tried on a real libvirt, in tests/guests."""
 
 

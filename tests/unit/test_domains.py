@@ -201,16 +201,6 @@ def test_an_offload_that_lacks_what_it_needs_says_so() -> None:
     assert said(once(host, wish(host_tso4=True)))[SUBJECT, TSO] is Reason.NEEDS_FEATURE
 
 
-def test_a_replug_is_refused_and_only_where_something_waits_for_it() -> None:
-    policy = wish(update=GuestUpdate.REPLUG, rxQueueSize=1024)
-    waiting = said(once(on(guest(nic({}, {}))), policy))
-    assert waiting == {
-        (SUBJECT, RX): Reason.RESTART_REQUIRED,
-        (SUBJECT, "guest.update"): Reason.UNSUPPORTED,
-    }
-    assert once(on(guest(nic({}))), policy).rows == ()
-
-
 @pytest.mark.parametrize(
     ("why", "reason"),
     [

@@ -31,6 +31,12 @@ class Found:
     def settings(self) -> Mapping[str, Value]:
         return settings(self.element)
 
+    @property
+    def alias(self) -> str:
+        """What the running guest's device is called, "" where none is written."""
+        alias = self.element.child("alias")
+        return alias.attributes.get("name", "") if alias else ""
+
     def written(self, values: Iterable[tuple[str, Value | None]]) -> bytes:
         """The whole document with these settings; None takes one out."""
         return markup.apply(self.document, list(_edits(self.document, self.element, tuple(values))))
@@ -106,6 +112,11 @@ def settings(interface: Element) -> Mapping[str, Value]:
     """Everything that is written for this NIC and that a policy can ask for, by API path."""
     found = ((path, domain_xml.value_of(interface, path)) for path in domain_xml.SETTINGS)
     return {path: value for path, value in found if value is not None}
+
+
+def run(document: bytes) -> str:
+    """Libvirt's number of this run of a domain, "" when it does not run. Raises `UsageError` as `read`."""
+    return domain_xml.parse(document)[0].id
 
 
 # --- writing -----------------------------------------------------------------------------------------------

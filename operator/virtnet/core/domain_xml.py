@@ -88,11 +88,12 @@ class Result:
 
 @frozen
 class Domain:
-    """What the rest of the domain says about a NIC."""
+    """What the rest of the domain says about a NIC. `id` counts its runs, "" in a definition."""
 
     name: str
     type: str
     vcpus: int | None
+    id: str = ""
 
 
 def change(document: bytes, policies: Iterable[Policy], known: Known | None = None) -> Result:
@@ -106,7 +107,8 @@ def parse(document: bytes) -> tuple[Domain, tuple[Element, ...]]:
     root = markup.parse(document, _is_of_interest)
     if root.name != "domain":
         raise UsageError(f"this is no libvirt domain: its first element is <{root.name}>, not <domain>")
-    guest = Domain(_text(root.child("name")), root.attributes.get("type", ""), _vcpus(root.child("vcpu")))
+    kind, run = root.attributes.get("type", ""), root.attributes.get("id", "")
+    guest = Domain(_text(root.child("name")), kind, _vcpus(root.child("vcpu")), run)
     devices = [child for child in root.children if child.name == "devices" and not _foreign(root, child)]
     interfaces = (nic for each in devices for nic in each.children if nic.name == "interface" and not _foreign(nic))
     return guest, tuple(interfaces)

@@ -2,7 +2,8 @@
 
 definition as wanted, guest stopped or started so    nothing to say
 definition otherwise                                 one step for the NIC: its settings are written together
-definition as wanted, guest started otherwise        RestartRequired, until its next start
+definition as wanted, guest started otherwise        RestartRequired, until its next start; where the policy says
+                                                     guest.update: Replug, that is for replugs.py to decide
 no definition (a transient domain)                   Unsupported: there is nothing to write into
 
 libvirt changes none of these settings while a guest runs (qemuDomainChangeNet() in src/qemu/qemu_hotplug.c), so nothing
@@ -11,7 +12,7 @@ here is ever done live.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 
 from virtnet.core import domain_xml, nics, qemu_args
 from virtnet.core.model import (
@@ -56,7 +57,6 @@ USUAL: Mapping[str, Value] = {
 """What a guest has of a setting that its running definition does not write."""
 
 TRANSIENT = "the domain is transient: it has no definition that could be changed; start it with the NIC as asked"
-NO_REPLUG = "guests' NICs are not re-plugged: what libvirt refuses on a running guest waits for its next start"
 RESTART = (
     "the definition is as asked, the running guest was started otherwise: it takes effect at the guest's next start"
 )
@@ -92,6 +92,8 @@ class Findings:
     """What there is to do and to say of guests' NICs.
 
     `frozen` are settings that an Audit policy wants, `asking` the policies that want something of guests at all.
+    `waiting` are, by NIC, the wishes that the definition fulfils and the running guest does not, and of which the
+    policy says that they may be brought to it by a re-plug.
     """
 
     def __init__(self, asking: tuple[str, ...] = ()) -> None:
@@ -104,6 +106,7 @@ class Findings:
         self.skipped: list[Row] = []
         self.unmet: set[Setting] = set()
         self.frozen: set[Setting] = set()
+        self.waiting: dict[str, tuple[Wish, ...]] = {}
 
     def take(self, other: Findings) -> None:
         """Add what was found of one guest; what is put back is found later, and of all of them."""
@@ -113,6 +116,7 @@ class Findings:
         self.entries += other.entries
         self.unmet |= other.unmet
         self.frozen |= other.frozen
+        self.waiting.update(other.waiting)
 
 
 class Memory:
@@ -200,8 +204,9 @@ def _nic(
     if wanted.wishes:
         managed = Managed(guest, nic, identity, wanted)
         found.managed[managed.target] = managed
-        found.rows += _doubts(managed, {policy.name: policy for policy in policies})
+        found.rows += _doubts(managed)
         _compare(found, managed, standing, deletion)
+        _restarts(found, managed, {policy.name for policy in policies if allows_replug(policy)})
 
 
 def identify(guest: Guest, nic: GuestNic, state: HostState) -> Nic:
@@ -224,11 +229,10 @@ def _compare(found: Findings, managed: Managed, standing: Standing, deletion: Ca
         current = configured.get(wish.path)
         found.entries.append(Entry(setting, current, wish.value, wish.policy, deletion(wish.policy)))
         if current == wish.value:
-            found.rows += _restarts(managed, wish)
             continue
         blocked = standing.obstacle(setting, managed.guest.name, wish.value, current)
         if blocked:
-            found.rows.append(_row(managed, wish, current, *blocked))
+            found.rows.append(row(managed, wish, current, *blocked))
             found.unmet.add(setting)
         else:
             differing.append(wish)
@@ -238,28 +242,40 @@ def _compare(found: Findings, managed: Managed, standing: Standing, deletion: Ca
 
 def _without_definition(managed: Managed, wish: Wish) -> Iterator[Row]:
     if _differs_running(managed.nic, wish):
-        actual = _running(managed.nic, wish.path)
-        yield _row(managed, wish, actual, Reason.UNSUPPORTED, TRANSIENT)
+        actual = running(managed.nic, wish.path)
+        yield row(managed, wish, actual, Reason.UNSUPPORTED, TRANSIENT)
 
 
-def _restarts(managed: Managed, wish: Wish) -> Iterator[Row]:
-    if _differs_running(managed.nic, wish):
-        actual = _running(managed.nic, wish.path)
-        yield _row(managed, wish, actual, Reason.RESTART_REQUIRED, RESTART)
+def _restarts(found: Findings, managed: Managed, replugging: Container[str]) -> None:
+    """What is configured and not in the running guest: it waits for its restart, or for a re-plug."""
+    late = [wish for _, wish in managed.asked() if _is_configured(managed.nic, wish)]
+    late = [wish for wish in late if _differs_running(managed.nic, wish)]
+    for wish in late:
+        if wish.policy not in replugging:
+            actual = running(managed.nic, wish.path)
+            found.rows.append(row(managed, wish, actual, Reason.RESTART_REQUIRED, RESTART))
+    waiting = tuple(wish for wish in late if wish.policy in replugging)
+    if waiting:
+        found.waiting[managed.target] = waiting
+
+
+def _is_configured(nic: GuestNic, wish: Wish) -> bool:
+    return nic.configured is not None and nic.configured.get(wish.path) == wish.value
+
+
+def allows_replug(policy: Policy) -> bool:
+    """Whether a policy wants NICs of running guests re-plugged."""
+    return policy.guest is not None and policy.guest.update is GuestUpdate.REPLUG
 
 
 def _differs_running(nic: GuestNic, wish: Wish) -> bool:
     """Whether the guest runs with something else. What it runs without has QEMU's own value."""
-    return nic.running is not None and _running(nic, wish.path) != wish.value
+    return nic.running is not None and running(nic, wish.path) != wish.value
 
 
-def _running(nic: GuestNic, path: str) -> Value | None:
+def running(nic: GuestNic, path: str) -> Value | None:
+    """What a running guest has of a setting."""
     return (nic.running or {}).get(path, USUAL.get(path))
-
-
-def needs_restart(managed: Managed) -> bool:
-    """Whether anything that is wanted waits for the guest's next start."""
-    return any(_differs_running(managed.nic, wish) for _, wish in managed.asked())
 
 
 def _step(managed: Managed, wishes: list[Wish]) -> Step:
@@ -275,28 +291,36 @@ def _step(managed: Managed, wishes: list[Wish]) -> Step:
     )
     settings = tuple((Setting(managed.target, wish.path), wish.value) for wish in wishes)
     rows = tuple(
-        _row(managed, wish, configured.get(wish.path), None, _sentence(wish, configured.get(wish.path)))
+        row(managed, wish, configured.get(wish.path), None, _sentence(wish, configured.get(wish.path)))
         for wish in wishes
     )
     return Step(change, settings, rows, wishes[0].policy)
 
 
 def _sentence(wish: Wish, current: Value | None) -> str:
-    was = "not written" if current is None else _word(current)
-    return f"write {wish.path.removeprefix(nics.NIC)} {_word(wish.value)} into the definition (is {was})"
+    was = "not written" if current is None else word(current)
+    return f"write {wish.path.removeprefix(nics.NIC)} {word(wish.value)} into the definition (is {was})"
 
 
-def _word(value: Value | None) -> str:
+def replug_sentence(wish: Wish, actual: Value | None) -> str:
+    """What a re-plug is for, as a plan says it."""
+    name = wish.path.removeprefix(nics.NIC)
+    return f"re-plug the NIC of the running guest, with {name} {word(wish.value)} (runs with {word(actual)})"
+
+
+def word(value: Value | None) -> str:
+    """A value as sentences have it."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return "nothing" if value is None else str(value)
 
 
-def _row(managed: Managed, wish: Wish, actual: Value | None, reason: Reason | None, message: str) -> Row:
+def row(managed: Managed, wish: Wish, actual: Value | None, reason: Reason | None, message: str) -> Row:
+    """What is told of one wish."""
     return Row(managed.identity.subject, wish.path, wish.value, actual, reason, message, wish.policy)
 
 
-def _doubts(managed: Managed, policies: Mapping[str, Policy]) -> Iterator[Row]:
+def _doubts(managed: Managed) -> Iterator[Row]:
     """What is or will be written and yet has not the effect that was asked."""
     wishes = managed.wanted.wishes
     values: dict[str, Value | None] = {**(managed.nic.configured or {})}
@@ -307,16 +331,10 @@ def _doubts(managed: Managed, policies: Mapping[str, Policy]) -> Iterator[Row]:
     mode, poll = wishes.get(nics.MODE), wishes.get(nics.POLL)
     if mode is not None and mode.value == VhostMode.REQUIRED and managed.guest.emulated:
         text = "the domain is emulated (type qemu): libvirt opens no vhost for it, and does not say so"
-        yield _row(managed, mode, (managed.nic.configured or {}).get(mode.path), Reason.UNSUPPORTED, text)
+        yield row(managed, mode, (managed.nic.configured or {}).get(mode.path), Reason.UNSUPPORTED, text)
     if poll is not None:
         text = "libvirt cannot set it; only a QEMU without libvirt has it"
-        yield _row(managed, poll, None, Reason.UNSUPPORTED, text)
-    owners = dict.fromkeys(wish.policy for wish in wishes.values())
-    for owner in owners if needs_restart(managed) else ():
-        guest = policies[owner].guest
-        if guest is not None and guest.update is GuestUpdate.REPLUG:
-            wanted, subject = str(GuestUpdate.REPLUG), managed.identity.subject
-            yield Row(subject, "guest.update", wanted, None, Reason.UNSUPPORTED, NO_REPLUG, owner)
+        yield row(managed, poll, None, Reason.UNSUPPORTED, text)
 
 
 def _audits(found: Findings, guest: Guest, nic: GuestNic, identity: Nic, policies: tuple[Policy, ...]) -> None:
@@ -332,7 +350,11 @@ def _audits(found: Findings, guest: Guest, nic: GuestNic, identity: Nic, policie
             current = (nic.configured or {}).get(wish.path)
             if nic.configured is not None and current != wish.value:
                 text = f"Audit: would {_sentence(wish, current)}"
-                found.rows.append(_row(managed, wish, current, Reason.AUDIT_ONLY, text))
+                found.rows.append(row(managed, wish, current, Reason.AUDIT_ONLY, text))
+            elif allows_replug(policy) and _is_configured(nic, wish) and _differs_running(nic, wish):
+                actual = running(nic, wish.path)
+                text = f"Audit: would {replug_sentence(wish, actual)}"
+                found.rows.append(row(managed, wish, actual, Reason.AUDIT_ONLY, text))
 
 
 # --- what is no longer wanted ------------------------------------------------------------------------------
@@ -407,9 +429,7 @@ def _return_step(guest: Guest, nic: GuestNic, subject: str, entries: list[Entry]
         tuple((entry.setting.key, entry.original) for entry in entries),
         tuple((entry.setting.key, configured.get(entry.setting.key)) for entry in entries),
     )
-    rows = tuple(
-        _returned(subject, entry, entry.wanted, None, f"put back {_word(entry.original)}") for entry in entries
-    )
+    rows = tuple(_returned(subject, entry, entry.wanted, None, f"put back {word(entry.original)}") for entry in entries)
     settings = tuple((entry.setting, entry.original) for entry in entries)
     return Step(change, settings, rows, entries[0].policy, restores=True)
 

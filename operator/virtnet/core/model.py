@@ -536,6 +536,42 @@ class Guest:
     emulated: bool = False
 
 
+class ReplugStage(StrEnum):
+    """Where a re-plug is. On its way are `LEAVING` and `RETURNING`; the others have the guest's NIC in."""
+
+    LEAVING = "Leaving"  # the guest was asked to let go of the NIC; it goes in as wanted when it is out
+    INTERRUPTED = "Interrupted"  # the same, and the process that asked has ended
+    LATE = "Late"  # the guest does not let go, and is not asked again; when it does, the NIC goes in as wanted
+    RECALLED = "Recalled"  # nobody wants it any more; when the guest lets go all the same, it goes in as it was
+    RETURNING = "Returning"  # it is out and could not be put in as wanted: it goes in as it was
+    PUT_BACK = "PutBack"  # it is in as it was, and this is remembered
+
+
+@frozen
+class Replug:
+    """A NIC that is taken out of a running guest and put in otherwise, on disk before the guest is asked.
+
+    `run` names this run of the guest: a later one has its NICs from the definition. `former` and `wanted` are its whole
+    <interface> as it ran and as it is to run, `values` what differs, by API path. `message`: why it is where it is.
+    `trouble`: why a NIC that is out cannot be put back at the moment.
+    """
+
+    guest: str
+    uuid: str
+    run: str
+    mac: str
+    address: str
+    alias: str
+    former: str
+    wanted: str
+    values: tuple[tuple[str, Value], ...]
+    policy: str
+    version: str
+    stage: ReplugStage = ReplugStage.LEAVING
+    message: str = ""
+    trouble: str = ""
+
+
 @frozen
 class Interest:
     """What a look must read beyond links and their features; everything else is left out of it."""
@@ -550,7 +586,7 @@ class Interest:
     fingerprint: bool = False
     running: bool = False  # running virtual machines, with what proves how they run: a walk over /proc
     untold_drivers: bool = False  # of links whose kind is not their driver's name; `drivers` are those of all links
-    guests: bool = False  # libvirt's domains
+    guests: bool = False  # libvirt's domains; they are told also while a NIC of one is on its way
 
 
 @frozen
@@ -560,6 +596,7 @@ class HostState:
     `carries` says why a link must not be enslaved ("address 192.0.2.1/24", "route 10.0.0.0/8 via 192.0.2.254").
     `drops` counts, for the taps of running guests, the packets that a guest did not fetch in time.
     `guests` are libvirt's by UUID; None: nobody asked, there is no libvirt, or it has not told yet.
+    `replugs` are by the target of the NIC's settings.
     """
 
     links: Mapping[int, Link]
@@ -576,6 +613,7 @@ class HostState:
     drops: Mapping[int, int] = field(default_factory=nothing)
     fingerprint: Fingerprint | None = None
     guests: Mapping[str, Guest] | Unreadable | Unavailable | Withheld | None = None
+    replugs: Mapping[str, Replug] = field(default_factory=nothing)
 
     def by_name(self, name: str) -> Link | None:
         return next((link for link in self.links.values() if link.name == name), None)
@@ -752,6 +790,32 @@ class SetGuestNic:
     seen: tuple[tuple[str, Value | None], ...]
 
 
+@frozen
+class ReplugGuestNic:
+    """Ask a running guest to let go of a NIC, which is then put in again with these settings, as all else of it was.
+
+    `target` is that of its settings. `seen` is what the guest ran with when this was decided: when that is something
+    else by then, it is not asked.
+    """
+
+    target: str
+    guest: str
+    uuid: str
+    mac: str
+    address: str
+    values: tuple[tuple[str, Value], ...]
+    seen: tuple[tuple[str, Value | None], ...]
+    policy: str
+    version: str
+
+
+@frozen
+class LeaveReplug:
+    """Nobody wants a re-plug any more: one that is over is forgotten, and what still comes out goes in as it was."""
+
+    target: str
+
+
 LinkChange = (
     SetFeatures
     | SetRings
@@ -765,8 +829,9 @@ LinkChange = (
     | SetVnetHdr
     | SetTapOwner
 )
+GuestChange = SetGuestNic | ReplugGuestNic | LeaveReplug
 Change = (
-    LinkChange | CreateBridge | CreateTap | LoadModule | UnloadModule | WriteModuleFile | RemoveModuleFile | SetGuestNic
+    LinkChange | CreateBridge | CreateTap | LoadModule | UnloadModule | WriteModuleFile | RemoveModuleFile | GuestChange
 )
 
 

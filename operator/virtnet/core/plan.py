@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from virtnet.core import creations, domains, dragged, links, modules, offloads, restore, running, select
+from virtnet.core import creations, domains, dragged, links, modules, offloads, replugs, restore, running, select
 from virtnet.core.links import Scene
 from virtnet.core.model import (
     EMPTY,
@@ -20,12 +20,14 @@ from virtnet.core.model import (
     Entry,
     Features,
     HostState,
+    LeaveReplug,
     Link,
     LinkRecord,
     LoadModule,
     ModuleStatus,
     Reason,
     Recorded,
+    ReplugGuestNic,
     Row,
     SetFeatures,
     SetGuestNic,
@@ -114,7 +116,9 @@ _ORDER: Mapping[type, int] = {
     SetMaster: 3,
     SetFeatures: 4,
     SetGuestNic: 5,
+    LeaveReplug: 5,
     DeleteLink: 9,
+    ReplugGuestNic: 10,
 }
 _RESTORE_ORDER: Mapping[type, int] = {SetFeatures: 7, SetGuestNic: 8, DeleteLink: 9}
 
@@ -444,6 +448,7 @@ class _Builder:
         """The NICs in libvirt's domains; what is put back of them comes with the removals."""
         policies = self.desired.policies.values()
         self.found = domains.find(policies, self.scene.state, self.standing, self._deletion, self.memory.guests)
+        replugs.find(self.found, self.desired.policies, self.scene.state, self.standing)
         news = _guest_news(self.found.entries, self.recorded)
         if news:
             self.originals.append((None, news))

@@ -32,7 +32,8 @@ class Refusal:
 class Standing:
     """`held` says until when the whole node is held, `held_links` the same by link name; None: not held.
 
-    `rolled_back` is by (link name, setting key): names, because it outlives a restart.
+    `rolled_back` is by (link name, setting key): names, because it outlives a restart. `stays`: whoever carries a plan
+    out is still there when a guest lets go of a NIC late; a command that is run once is not.
     """
 
     held: str | None = None
@@ -42,6 +43,7 @@ class Standing:
     refused: Mapping[Setting, Refusal] = field(default_factory=nothing)
     unrecorded: Mapping[Setting, str] = field(default_factory=nothing)
     allow_mass_removal: bool = False
+    stays: bool = True
     touched: frozenset[int | str] = field(init=False, default=frozenset())
     """Targets about which anything at all is known, so that all others are asked nothing."""
 

@@ -123,7 +123,7 @@ class Workplace:
                 stack.callback(host.close)
             uri = libvirt_uri or (libvirt.default_uri() if netns is None else None)
             if uri is not None:
-                host.guests = stack.enter_context(_guests(uri))
+                host.guests = stack.enter_context(_guests(uri, state))
             place = cls(host, namespace, node, state, None, api_server=api_server)
             place._open_ledger(stack, write)
             yield place
@@ -202,8 +202,12 @@ class Workplace:
         if interrupted:
             self.notices.append(interrupted)
         transactions.forgive()
+        if self.host.guests is not None and self.host.guests.replugs:
+            self.host.guests.forgive()
+            self.host.guests.look()  # waits until a NIC that is out is in again
         self._say_without_libvirt(policies)
-        wish = reconcile.Wish(policies, self.node, self._standing(policies, allow_mass_removal))
+        standing = replace(self._standing(policies, allow_mass_removal), stays=False)
+        wish = reconcile.Wish(policies, self.node, standing)
         return await reconcile.run(self.host, self.ledger, wish, transact=transactions)
 
     async def release(self) -> reconcile.Outcome:
@@ -237,11 +241,12 @@ class Workplace:
 
 
 @contextmanager
-def _guests(uri: str) -> Iterator[Guests]:
-    """Nothing is asked of libvirt before somebody wants something of a guest."""
+def _guests(uri: str, state: StateDir) -> Iterator[Guests]:
+    """Nothing is asked of libvirt before somebody wants something of a guest, or a NIC of one is on its way."""
     from virtnet.host.guests import Guests
 
-    guests = Guests(uri)
+    guests = Guests(uri, state=state if _readable(state.path) else None)
+    guests.recover()
     try:
         yield guests
     finally:

@@ -9,6 +9,7 @@ addresses     what enslaving would cut off           modules           kernel mo
 events        what the kernel tells by itself        ledger, journal   what we changed; its file of lines
 state         the state directory, who holds it      records, codec   what is remembered in it, and its JSON form
 guests        libvirt's domains, and their NICs        libvirt           its connection, on a thread of its own
+replugs       NICs on their way out of guests and in
 evidence      what running QEMUs look like           qmp, monitors     asking them: by a socket, by libvirt
 msix          a device's PCI configuration
 probes        what must still work after a change   gateways, names  asking a router; host names to addresses

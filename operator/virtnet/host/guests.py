@@ -15,8 +15,10 @@ from typing import Any
 from virtnet import errors
 from virtnet.core import definitions
 from virtnet.core.definitions import Found
-from virtnet.core.model import Guest, SetGuestNic, Unavailable, Unreadable, Withheld
+from virtnet.core.model import Guest, GuestChange, LeaveReplug, Replug, SetGuestNic, Unavailable, Unreadable, Withheld
 from virtnet.host import libvirt
+from virtnet.host.replugs import Replugs
+from virtnet.host.state import StateDir
 
 CHANGE_SECONDS = 4.0
 """How long a change may take; an engine that is stopped meanwhile ends within 5."""
@@ -37,8 +39,11 @@ Known = Mapping[str, Guest] | Unreadable | Unavailable | Withheld | None
 class Guests:
     """The domains of the libvirt at `uri`. `told` is called, on another thread, when there is something new to see."""
 
-    def __init__(self, uri: str, *, patience: float = FIRST_SECONDS) -> None:
-        """`patience`: seconds that the first look waits for an answer; 0 for who is told when it is there."""
+    def __init__(self, uri: str, *, patience: float = FIRST_SECONDS, state: StateDir | None = None) -> None:
+        """`patience`: seconds that the first look waits for an answer; 0 for who is told when it is there.
+
+        `state` keeps what is on its way out of a guest; one that is open only for reading is shown and left alone.
+        """
         self.uri, self.patience = uri, patience
         self.told: Callable[[], None] = _nobody
         self._thread = libvirt.Thread(uri, self._opened, self._lost, self._hangs)
@@ -49,6 +54,8 @@ class Guests:
         self._lock = threading.Lock()
         self._looked = 0.0
         self._started = False
+        self._replugs = Replugs(state, self._read_soon)
+        self._shown = self._replugs.known
 
     @property
     def _hanging(self) -> str:
@@ -57,13 +64,31 @@ class Guests:
     def close(self) -> None:
         self._thread.close()
 
-    def look(self) -> Known:
-        """What is known; None before anything is."""
-        if not self._started:
-            if not libvirt.is_installed():
-                return Unavailable(NOT_INSTALLED)
+    @property
+    def replugs(self) -> Mapping[str, Replug]:
+        """The re-plugs on their way, and those that went back, by the target of the NIC's settings."""
+        return self._replugs.known
+
+    def recover(self) -> None:
+        """See at once to the NICs that an earlier process took out of guests, whoever asks for guests now or not."""
+        if self._replugs.are_pending:
+            self._start()
+
+    def forgive(self) -> None:
+        """Somebody asked to try again what went back."""
+        self._replugs.forgive()
+
+    def _start(self) -> bool:
+        """Whether there is anything to talk to libvirt with."""
+        if not self._started and libvirt.is_installed():
             self._started = True
             self._thread.start()
+        return self._started
+
+    def look(self) -> Known:
+        """What is known; None before anything is."""
+        if not self._start():
+            return Unavailable(NOT_INSTALLED)
         came = self._answered.wait(self.patience) if self.patience else True
         with self._lock:
             if self._why_not:
@@ -84,8 +109,8 @@ class Guests:
             return libvirt.withheld() or Unavailable(NOT_HERE)
         return (Withheld if isinstance(why_not, errors.NotPermitted) else Unreadable)(str(why_not))
 
-    def apply(self, change: SetGuestNic) -> None:
-        """Write into a definition; raises a `HostError`, `Gone` when it is no longer what was decided on.
+    def apply(self, change: GuestChange) -> None:
+        """Make a change of a guest; raises a `HostError`, `Gone` when it is no longer what was decided on.
 
         Who is known to hang is not asked: with many definitions to write, one pass would wait for each of them.
         """
@@ -94,22 +119,43 @@ class Guests:
 
         def work(connection: Any) -> None:
             try:
-                write(connection, change)
+                self._change(connection, change)
             finally:
-                self._read(connection, change.uuid)
+                self._read(connection, _uuid(change))
 
         self._thread.call(work, CHANGE_SECONDS)
 
     # --- on libvirt's thread ---
 
+    def _change(self, connection: Any, change: GuestChange) -> None:
+        if isinstance(change, SetGuestNic):
+            write(connection, change)
+        elif isinstance(change, LeaveReplug):
+            self._replugs.leave(change.target)
+        else:
+            self._replugs.begin(connection, change)
+
     def _opened(self, connection: Any) -> None:
         for event in (libvirt.LIFECYCLE, libvirt.DEVICE_ADDED, libvirt.DEVICE_REMOVED):
             connection.domainEventRegisterAny(None, event, self._heard, None)
+        connection.domainEventRegisterAny(None, libvirt.DEVICE_REMOVAL_FAILED, self._heard_refusal, None)
         self._read_all(connection)
 
     def _heard(self, _: Any, domain: Any, *about: object) -> None:
         """On the thread of events, which must make no call: libvirt would wait for itself."""
+        self._read_soon(domain.UUIDString())
+
+    def _heard_refusal(self, _: Any, domain: Any, alias: str, *about: object) -> None:
+        """As `_heard`: a guest keeps a device that it was asked to let go of."""
         uuid = domain.UUIDString()
+
+        def work(connection: Any) -> None:
+            self._replugs.refused(uuid, alias)
+            self._read(connection, uuid)
+
+        self._refresh(work)
+
+    def _read_soon(self, uuid: str) -> None:
         self._refresh(lambda connection: self._read(connection, uuid))
 
     def _refresh(self, read: Callable[[Any], None]) -> None:
@@ -142,17 +188,23 @@ class Guests:
         found = {}
         for domain in connection.listAllDomains():
             self._thread.breathe()
+            self._replugs.drive(domain.UUIDString(), domain)
             guest = _guest(connection, domain, networks)
             if guest is not None:
                 found[guest.uuid] = guest
+        for gone in {replug.uuid for replug in self.replugs.values()} - found.keys():
+            self._replugs.drive(gone, None)
         self._looked = time.monotonic()
         self._show(found)
 
     def _read(self, connection: Any, uuid: str) -> None:
         try:
             with libvirt.translated():
-                guest = _guest(connection, connection.lookupByUUIDString(uuid), {})
+                domain = connection.lookupByUUIDString(uuid)
+            self._replugs.drive(uuid, domain)
+            guest = _guest(connection, domain, {})
         except errors.Gone:
+            self._replugs.drive(uuid, None)
             guest = None
         others = {known: each for known, each in (self._guests or {}).items() if known != uuid}
         self._show({**others, uuid: guest} if guest else others)
@@ -162,11 +214,15 @@ class Guests:
         before = self._guests or {}
         kept = {uuid: old if (old := before.get(uuid)) == guest else guest for uuid, guest in found.items()}
         with self._lock:
-            changed = bool(self._why_not) or kept != self._guests
-            self._guests, self._why_not = kept, None
+            changed = bool(self._why_not) or kept != self._guests or self.replugs is not self._shown
+            self._guests, self._why_not, self._shown = kept, None, self.replugs
         self._answered.set()
         if changed:
             self.told()
+
+
+def _uuid(change: GuestChange) -> str:
+    return change.target.partition("/")[0] if isinstance(change, LeaveReplug) else change.uuid
 
 
 def _nobody() -> None:

@@ -40,8 +40,8 @@ SO_ACCEPTCON = 1 << 16  # include/uapi/linux/net.h, __SO_ACCEPTCON: a socket tha
 
 # From libvirt's public headers, where numbers never change.
 XML_SECURE, XML_INACTIVE = 1, 2  # virDomainXMLFlags
-AFFECT_CONFIG = 2  # virDomainModificationImpact
-LIFECYCLE, DEVICE_REMOVED, DEVICE_ADDED = 0, 15, 19  # virDomainEventID
+AFFECT_LIVE, AFFECT_CONFIG = 1, 2  # virDomainModificationImpact
+LIFECYCLE, DEVICE_REMOVED, DEVICE_ADDED, DEVICE_REMOVAL_FAILED = 0, 15, 19, 22  # virDomainEventID
 
 Result = TypeVar("Result")
 Job = Callable[[Any], Result]

@@ -125,8 +125,10 @@ class LinuxHost:
         if interest.running:
             extras["running"] = evidence.look(self.namespace.path)
             extras["drops"] = self._drops(extras["running"], found)
-        if interest.guests and (self.guests is not None or self.namespace.path is None):
-            extras["guests"] = self.guests.look() if self.guests is not None else libvirt.withheld(self._root)
+        if interest.guests and self.guests is None and self.namespace.path is None:
+            extras["guests"] = libvirt.withheld(self._root)
+        if self.guests is not None and (interest.guests or self.guests.replugs):
+            extras |= {"guests": self.guests.look(), "replugs": self.guests.replugs}
         if interest.module:
             extras["module"] = modules.read(VHOST_NET, users=users, root=self._root)
         return extras
@@ -186,7 +188,9 @@ class LinuxHost:
             model.UnloadModule: lambda change: modules.unload(change.name, root=self._root),
             model.WriteModuleFile: lambda change: modules.write_file(change.path, change.content, root=self._root),
             model.RemoveModuleFile: lambda change: modules.remove_file(change.path, root=self._root),
-            model.SetGuestNic: self._set_guest_nic,
+            model.SetGuestNic: self._change_guest,
+            model.ReplugGuestNic: self._change_guest,
+            model.LeaveReplug: self._change_guest,
         }
 
     @property
@@ -209,7 +213,7 @@ class LinuxHost:
     def _set_vnet_hdr(self, change: model.SetVnetHdr) -> None:
         taps.set_vnet_hdr(self.namespace, links.find(self._route, change.link), change.vnet_hdr)
 
-    def _set_guest_nic(self, change: model.SetGuestNic) -> None:
+    def _change_guest(self, change: model.GuestChange) -> None:
         if self.guests is None:
             raise NotSupported("no libvirt is here")
         self.guests.apply(change)

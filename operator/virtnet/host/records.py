@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import field
 from typing import Any
 
-from virtnet.core.model import Change, Identity, Setting, Value
+from virtnet.core.model import Change, Identity, Replug, Setting, Value
 from virtnet.host import codec
 from virtnet.host.state import StateDir
 from virtnet.values import frozen
@@ -27,11 +27,13 @@ __all__ = [
     "read_pending",
     "read_policies",
     "read_refusals",
+    "read_replugs",
     "read_rolled_back",
     "remove_hold",
     "write_pending",
     "write_policies",
     "write_refusals",
+    "write_replugs",
     "write_rolled_back",
 ]
 
@@ -39,6 +41,7 @@ POLICIES = "policies.json"
 HOLDS = "holds.json"
 ROLLED_BACK = "rolledback.json"
 TRANSACTION = "transaction.json"
+REPLUGS = "replugs.json"
 REFUSALS = "volatile/refusals.json"
 
 EVERYTHING = "*"
@@ -179,6 +182,19 @@ def write_pending(state: StateDir, pending: Pending) -> None:
 def forget_pending(state: StateDir) -> None:
     """The transaction is confirmed or undone."""
     state.remove(TRANSACTION, durable=True)
+
+
+# --- re-plugs ----------------------------------------------------------------------------------------------
+
+
+def read_replugs(state: StateDir) -> Mapping[str, Replug]:
+    """Those on their way and those that went back, by the target of the NIC's settings."""
+    return _read(state, REPLUGS, Mapping[str, Replug]) or {}
+
+
+def write_replugs(state: StateDir, replugs: Mapping[str, Replug]) -> None:
+    """On the disk before it returns; a guest is asked to let go of its NIC after it."""
+    state.write_json(REPLUGS, codec.encode(replugs), durable=True)
 
 
 # --- refusals ----------------------------------------------------------------------------------------------
