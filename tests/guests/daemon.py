@@ -34,7 +34,9 @@ ip link add br1 up type bridge
 while true; do
     libvirtd -f "$PLACE/libvirtd.conf" -p "$PLACE/pid" || true
     test -e "$PLACE/stay" || exit 0
+    touch "$PLACE/down"
     while test -e "$PLACE/stay"; do sleep 0.1; done
+    rm "$PLACE/down"
 done
 """
 QEMU = """\
@@ -107,9 +109,13 @@ class Daemon:
     @contextlib.contextmanager
     def dead(self) -> Iterator[None]:
         """Killed; it is back and ready after."""
-        stay = self.place / "stay"
+        stay, down = self.place / "stay", self.place / "down"
         stay.touch()
         os.kill(self.pid, signal.SIGKILL)
+        end = time.monotonic() + READY_SECONDS
+        while not down.exists():
+            assert time.monotonic() < end
+            time.sleep(0.05)
         try:
             yield
         finally:

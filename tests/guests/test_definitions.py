@@ -137,14 +137,6 @@ def test_a_running_guest_needs_a_restart_and_that_ends_with_it(libvirtd: Daemon,
     assert virtnet("apply", spec) == (0, {"changes": [], "blocked": []})
 
 
-def test_a_replug_is_refused_with_a_sentence(libvirtd: Daemon, virtnet: Virtnet) -> None:
-    spec = {"guest": {"match": ON_BR0, "update": "Replug", "nic": {"rxQueueSize": 1024}}}
-    libvirtd.define(DOMAIN)
-    libvirtd.virsh("start", NAME)
-    _, made = virtnet("apply", spec)
-    assert reasons(made) == {"guest.nic.rxQueueSize": "RestartRequired", "guest.update": "Unsupported"}
-
-
 def test_two_nics_of_one_address_are_changed_by_the_whole_definition_with_its_secrets(
     libvirtd: Daemon, virtnet: Virtnet
 ) -> None:
