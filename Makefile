@@ -20,7 +20,7 @@ TOOLS := ethtool:ethtool ip:iproute2 modprobe:kmod ps:procps unshare:util-linux
 # libvirt-daemon-system, as libvirtd does not start without the user libvirt-qemu that it makes.
 GUEST_TOOLS := /usr/share/libvirt/schemas/domain.rng:libvirt0 virsh:libvirt-clients qemu-system-x86_64:qemu-system-x86 \
 	'/usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so:libvirt-daemon-driver-qemu' libvirtd:libvirt-daemon \
-	/etc/libvirt/qemu.conf:libvirt-daemon-system
+	/etc/libvirt/qemu.conf:libvirt-daemon-system '/boot/vmlinuz-*:linux-image-amd64' /usr/bin/busybox:busybox-static
 # What libvirt's Python module is built with.
 LIBVIRT_BUILD := /usr/include/libvirt/libvirt.h:libvirt-dev pkg-config:pkg-config gcc:gcc
 

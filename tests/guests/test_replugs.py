@@ -14,6 +14,7 @@ import libvirt as api
 import pytest
 from lxml import etree
 
+from tests.guests import kernel
 from tests.guests.daemon import Daemon
 from tests.guests.test_definitions import DOMAIN, MAC, NAME, UUID
 from tests.kernel.agent import Agent, agent_on, eventually
@@ -160,6 +161,20 @@ def test_a_command_that_is_run_once_begins_nothing_and_brings_to_its_end_what_wa
     eventually(lambda: size(running) is None)
     assert agent.command("apply", policy, *where).code == 0
     assert size(running) == 1024
+
+
+@pytest.mark.timeout(500)
+def test_a_guest_with_a_system_lets_go_by_itself_and_has_its_nic_again(
+    libvirtd: Daemon, agent: Agent, tmp_path: Path
+) -> None:
+    libvirtd.define(kernel.domain(tmp_path))
+    libvirtd.virsh("start", NAME)
+    eventually(lambda: kernel.nics(tmp_path), seconds=kernel.BOOT_SECONDS)
+    agent.start("--libvirt-uri", libvirtd.uri)
+    eventually(lambda: size(libvirtd) == 1024, seconds=kernel.BOOT_SECONDS)
+    eventually(lambda: agent.reasons() == {})
+    eventually(lambda: len(set(kernel.nics(tmp_path))) == 2, seconds=kernel.BOOT_SECONDS)
+    assert {mac for mac, _ in kernel.nics(tmp_path)} == {MAC}
 
 
 # --- refused, late, ended ----------------------------------------------------------------------------------

@@ -162,7 +162,9 @@ class Guest(Base):
     match: Maybe[GuestMatch] = None
     """Which NICs are meant; by default those on bridge.name."""
     update: Maybe[Update] = None
-    """How a change that cannot be made live reaches a running guest: NextStart (the default) or Replug."""
+    """How a change that libvirt refuses live reaches a running guest: NextStart (the default) leaves it to its next
+    start, Replug takes the NIC out and puts it in again as asked, one guest at a time on a node; the guest sees its NIC
+    go and come. It needs a guest that takes part in hot-plugging."""
     nic: Maybe[Nic] = None
     """What the NICs must be like."""
 
