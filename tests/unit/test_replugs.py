@@ -27,6 +27,7 @@ from virtnet.core.model import (
 )
 from virtnet.core.replugs import Act, Seen
 from virtnet.core.standing import Standing
+from virtnet.engine import drift
 
 TARGET = f"u/{MAC}"
 
@@ -97,6 +98,7 @@ def test_a_definition_that_cannot_be_written_does_not_keep_the_rest_from_the_gue
     [
         (Standing(held="until noon"), Reason.HELD),
         (Standing(contended={Setting(TARGET, RX): "somebody fights"}), Reason.CONTENDED),
+        (Standing(contended={Setting(TARGET, replugs.KEY): "somebody fights"}), Reason.CONTENDED),
         (Standing(stays=False), Reason.RESTART_REQUIRED),
     ],
 )
@@ -213,6 +215,19 @@ def test_nothing_is_begun_or_left_while_libvirt_cannot_be_asked() -> None:
     host.guests = Unreadable("it hangs")
     once(host)
     assert waits(host) == {TARGET: ReplugStage.LEAVING}
+
+
+def test_a_nic_that_somebody_re_plugs_as_it_was_is_a_fight_and_the_start_of_a_policy_is_none() -> None:
+    host, ledger, policy = ready(), MemoryLedger(), replug(rxQueueSize=1024)
+    begun = once(host, policy, ledger=ledger)
+    assert list(drift.drifted(begun.first, None)) == []
+    waiting = once(host, policy, ledger=ledger)
+    assert list(drift.drifted(waiting.first, begun)) == []
+    host.let_go(TARGET)
+    done = once(host, policy, ledger=ledger)
+    assert list(drift.drifted(done.first, waiting)) == []
+    host.guests = {"u": guest(nic({RX: 1024}, {RX: 256}))}
+    assert list(drift.drifted(once(host, policy, ledger=ledger).first, done)) == [(Setting(TARGET, replugs.KEY), "p")]
 
 
 # --- what becomes of it ------------------------------------------------------------------------------------

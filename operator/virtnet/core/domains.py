@@ -268,6 +268,13 @@ def allows_replug(policy: Policy) -> bool:
     return policy.guest is not None and policy.guest.update is GuestUpdate.REPLUG
 
 
+def runs_as_wanted(managed: Managed) -> bool:
+    """Whether the guest runs with all that is wanted of this NIC."""
+    return managed.nic.running is not None and not any(
+        _differs_running(managed.nic, wish) for _, wish in managed.asked()
+    )
+
+
 def _differs_running(nic: GuestNic, wish: Wish) -> bool:
     """Whether the guest runs with something else. What it runs without has QEMU's own value."""
     return nic.running is not None and running(nic, wish.path) != wish.value

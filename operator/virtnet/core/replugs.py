@@ -197,10 +197,12 @@ class _Scene:
                 self.found.rows.append(domains.row(managed, wish, actual, *stands))
             else:
                 free.append(wish)
+        setting = Setting(managed.target, KEY)
         obstacle = self.obstacle(managed, free) if free else None
         if obstacle:
             actuals = ((wish, domains.running(managed.nic, wish.path)) for wish in free)
             self.found.rows += (domains.row(managed, wish, actual, *obstacle) for wish, actual in actuals)
+            self.found.unmet.add(setting)
         elif free:
             self.begun.add(managed.target)
             self.busy[managed.target] = managed.guest.name
@@ -219,6 +221,8 @@ class _Scene:
                     return Reason.ROLLED_BACK, known.message
         if any(_writes(step, managed) for step in self.found.steps):
             return Reason.RESTART_REQUIRED, "the definition is written first"
+        if fight := self.standing.contended.get(Setting(managed.target, KEY)):
+            return Reason.CONTENDED, fight
         if not self.standing.stays:
             return Reason.RESTART_REQUIRED, UNATTENDED
         owners = (self.put_back.get(wish.policy) for wish in wishes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from virtnet.core import domains, replugs
 from virtnet.core import features as feature_names
 from virtnet.core.model import OnContention, Setting, Value
 from virtnet.core.resolve import Desired
@@ -28,6 +29,8 @@ def _was_wanted(before: Look, setting: Setting, value: Value | None) -> bool:
     desired = before.desired
     if setting.is_guests:
         managed = before.plan.guests.get(str(target))
+        if key == replugs.KEY:
+            return managed is not None and domains.runs_as_wanted(managed)
         wish = managed.wanted.wishes.get(key) if managed else None
         return wish is not None and wish.value == value
     if isinstance(target, str):

@@ -54,6 +54,8 @@ class Replugs:
             self._unreadable = str(error)
             self._state.report(f"{error}; a guest whose NIC was being re-plugged may lack it")
             return EMPTY
+        if not self.acts:
+            return MappingProxyType(dict(found))
         return MappingProxyType({target: replugs.resumed(each) for target, each in found.items()})
 
     @property
@@ -104,7 +106,9 @@ class Replugs:
             with libvirt.translated():
                 domain.detachDeviceAlias(replug.alias, libvirt.AFFECT_LIVE)
         except errors.HostError as error:
-            _check_connected(domain)
+            if not domain.connect().isAlive():  # whether it was asked is not known: it is asked anew
+                self._keep(target, replugs.resumed(replug))
+                raise
             if not asked_before:
                 self._keep(target, replugs.unanswered(replug, f"libvirt does not take the NIC out: {error}"))
 
@@ -133,7 +137,7 @@ class Replugs:
 
     def _step(self, target: str, domain: Any | None) -> bool:
         """Whether there may be more to do."""
-        if time.monotonic() > self._until.get(target, float("inf")):
+        if time.monotonic() >= self._until.get(target, float("inf")):
             overdue = replugs.OVERDUE.format(seconds=round(LET_GO_SECONDS))
             self._keep(target, replugs.unanswered(self.known[target], overdue))
         replug = self.known[target]
