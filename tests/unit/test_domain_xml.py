@@ -466,6 +466,15 @@ def test_the_command_prints_nothing_on_an_error(command: Command, capsysbinary: 
     assert (out, len(err.splitlines())) == (b"", 3)
 
 
+@pytest.mark.parametrize("words", [["domain-xml", "p.yaml"], ["plan", "-"]])
+def test_a_standard_input_that_is_closed_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert main(words) == 1
+    assert capsys.readouterr() == ("", "standard input is closed: write < FILE\n")
+
+
 def test_a_policy_for_other_nodes_is_left_out_and_named(command: Command, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(domain(nic(BR0 + VIRTIO)), "--node-name", "n1") == 0
     assert "policy guests: its nodeSelector does not select n1: left out" in capsys.readouterr().err

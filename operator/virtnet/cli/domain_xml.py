@@ -22,10 +22,11 @@ def run(files: Sequence[str], node: Node) -> int:
     """The exit code: 2 when the printed domain differs from the one that was read, else 0."""
     if manifests.STDIN in files:
         raise errors.UsageError("standard input is the domain: name the policies' files")
-    if sys.stdin.isatty():
+    given = manifests.standard_input()
+    if given.isatty():
         raise errors.UsageError("standard input is a terminal: write < domain.xml")
     wanted = wishes.read(files, node)
-    document = sys.stdin.buffer.read(markup.LARGEST + 1)
+    document = given.read(markup.LARGEST + 1)
     result = domain_xml.change(document, wanted)
     sys.stdout.buffer.write(result.document)
     wishes.say(result.blocked)

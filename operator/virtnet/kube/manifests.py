@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from pydantic import ValidationError
 
 from virtnet.core.model import Policy
-from virtnet.errors import PolicyError
+from virtnet.errors import PolicyError, UsageError
 from virtnet.kube import api, documents, explain, places
 from virtnet.kube.documents import Document
 from virtnet.kube.places import Loc
@@ -130,7 +130,7 @@ def _taken(manifest: Manifest, first: Manifest) -> PolicyError:
 
 def _read_path(path: str, stdin: BinaryIO | None) -> Iterator[Reading]:
     if path == STDIN:
-        yield read((stdin or sys.stdin.buffer).read(LARGEST + 1), STDIN)
+        yield read((stdin or standard_input()).read(LARGEST + 1), STDIN)
     elif os.path.isdir(path):
         try:
             yield from map(read_file, files_in(path))
@@ -138,6 +138,13 @@ def _read_path(path: str, stdin: BinaryIO | None) -> Iterator[Reading]:
             yield Reading(errors=(error,))
     else:
         yield _read_open(path, only_regular=False)
+
+
+def standard_input() -> BinaryIO:
+    """The bytes that are piped in; UsageError where nothing can be: Python has no such file for a closed descriptor."""
+    if sys.stdin is None:
+        raise UsageError("standard input is closed: write < FILE")
+    return sys.stdin.buffer
 
 
 def _read_open(path: str, only_regular: bool) -> Reading:
