@@ -10,6 +10,7 @@ from virtnet import errors
 from virtnet.cli import terminal, where
 from virtnet.cli.terminal import Output
 from virtnet.cli.where import Where
+from virtnet.core import report
 from virtnet.core.model import Interest
 from virtnet.engine.workplace import Workplace
 
@@ -30,7 +31,7 @@ def hold(link: str | None, duration: str, place: Where, output: Output) -> int:
         workplace.hold(link, seconds)
         # As it is written, which is how the agent will say it: an end is rounded up to a whole second.
         until = workplace.holds()[link or EVERYTHING]
-        _tell(f"{_what(link)} is held {until}: reported, not changed", workplace, output)
+        _tell(report.hold(link, until), workplace, output)
         _wait(workplace, lambda held: f"{link} {until}" in held if link else until in held)
     return 0
 
@@ -45,8 +46,8 @@ def unhold(link: str | None, place: Where, output: Output) -> int:
             workplace.unhold(None if name == EVERYTHING else name)
         if link is not None and not lifted and EVERYTHING in held:
             terminal.say("this whole node is held, and stays so: virtnet unhold lifts that")
-        shown = ", ".join(_what(None if name == EVERYTHING else name) for name in lifted)
-        _tell(f"{shown}: no longer held" if lifted else f"{_what(link)} was not held", workplace, output)
+        shown = ", ".join(report.whom(None if name == EVERYTHING else name) for name in lifted)
+        _tell(f"{shown}: no longer held" if lifted else f"{report.whom(link)} was not held", workplace, output)
         if lifted:
             _wait(workplace, lambda said: not any(_is_said(name, said) for name in lifted))
     return 0
@@ -55,10 +56,6 @@ def unhold(link: str | None, place: Where, output: Output) -> int:
 def _check(link: str | None) -> None:
     if link in ("", EVERYTHING):
         raise errors.UsageError("name one link, or none for the whole node")
-
-
-def _what(link: str | None) -> str:
-    return "this whole node" if link is None else f"link {link}"
 
 
 def _is_said(name: str, held: str) -> bool:

@@ -100,11 +100,7 @@ def engine_at(place: Workplace, options: Options, whose: str) -> Iterator[Engine
     says = "virtnet %s keeps node %s, %s, as %s says; what was there before is kept in %s"
     log.info(says, __version__, place.node.name, place.namespace, whose, place.state.path)
     for name, until in place.holds().items():
-        log.info(
-            "%s is held until %s: reported, not changed",
-            "the node" if name == records.EVERYTHING else f"link {name}",
-            until,
-        )
+        log.info(report.hold(None if name == records.EVERYTHING else name, until))
     for notice in place.notices:
         log.warning(notice)
     with contextlib.closing(place.host.monitor()) as monitor:

@@ -97,8 +97,7 @@ def _write(console: Console, widths: Sequence[int], cells: Sequence[Text], last:
 def show_holds(console: Console, holds: Mapping[str, str]) -> None:
     """The first thing that is said wherever something is held: `holds` is until when, by link, "*" for the node."""
     for name, until in sorted(holds.items()):
-        what = "this whole node" if name == "*" else f"link {name}"
-        console.print(text(f"HELD  {what} is held {until}: reported, not changed", f"bold {SETTLED}"))
+        console.print(text(f"HELD  {report.hold(None if name == '*' else name, until)}", f"bold {SETTLED}"))
     if holds:
         console.print()
 

@@ -273,6 +273,16 @@ def _satisfied(kind: str, desired: Desired, message: str) -> _Condition:
     return _Condition(kind, True, str(Reason.AS_ASKED), message)
 
 
+def whom(link: str | None) -> str:
+    """Who is held: a link, or with None the node that this is said on."""
+    return "this whole node" if link is None else f"link {link}"
+
+
+def hold(link: str | None, until: str) -> str:
+    """A hold as people are told of it."""
+    return f"{whom(link)} is held {until}: reported, not changed"
+
+
 def _held(held: str | None, held_links: Mapping[str, str]) -> _Condition:
     if held is not None:
         return _Condition("Held", True, "Held", f"the node is held {held}".strip() + ": reported, not changed")
@@ -398,6 +408,7 @@ __all__ = [
     "MOST_NAMES",
     "SETTLED",
     "failing",
+    "hold",
     "is_empty",
     "lost",
     "merge",
@@ -405,4 +416,5 @@ __all__ = [
     "row_json",
     "severity",
     "summary",
+    "whom",
 ]
