@@ -232,7 +232,7 @@ def _compare(found: Findings, managed: Managed, standing: Standing, deletion: Ca
             continue
         blocked = standing.obstacle(setting, managed.guest.name, wish.value, current)
         if blocked:
-            found.rows.append(row(managed, wish, current, *blocked))
+            found.rows.append(_row(managed, wish, current, *blocked))
             found.unmet.add(setting)
         else:
             differing.append(wish)
@@ -242,25 +242,23 @@ def _compare(found: Findings, managed: Managed, standing: Standing, deletion: Ca
 
 def _without_definition(managed: Managed, wish: Wish) -> Iterator[Row]:
     if _differs_running(managed.nic, wish):
-        actual = running(managed.nic, wish.path)
-        yield row(managed, wish, actual, Reason.UNSUPPORTED, TRANSIENT)
+        yield running_row(managed, wish, Reason.UNSUPPORTED, TRANSIENT)
 
 
 def _restarts(found: Findings, managed: Managed, replugging: Container[str]) -> None:
     """What is configured and not in the running guest: it waits for its restart, or for a re-plug."""
-    late = [wish for _, wish in managed.asked() if _is_configured(managed.nic, wish)]
-    late = [wish for wish in late if _differs_running(managed.nic, wish)]
-    for wish in late:
-        if wish.policy not in replugging:
-            actual = running(managed.nic, wish.path)
-            found.rows.append(row(managed, wish, actual, Reason.RESTART_REQUIRED, RESTART))
+    late = [wish for _, wish in managed.asked() if _is_late(managed.nic, wish)]
+    found.rows += (
+        running_row(managed, wish, Reason.RESTART_REQUIRED, RESTART) for wish in late if wish.policy not in replugging
+    )
     waiting = tuple(wish for wish in late if wish.policy in replugging)
     if waiting:
         found.waiting[managed.target] = waiting
 
 
-def _is_configured(nic: GuestNic, wish: Wish) -> bool:
-    return nic.configured is not None and nic.configured.get(wish.path) == wish.value
+def _is_late(nic: GuestNic, wish: Wish) -> bool:
+    """Whether the definition has it and the running guest has not."""
+    return (nic.configured or {}).get(wish.path) == wish.value and _differs_running(nic, wish)
 
 
 def allows_replug(policy: Policy) -> bool:
@@ -282,7 +280,12 @@ def _differs_running(nic: GuestNic, wish: Wish) -> bool:
 
 def running(nic: GuestNic, path: str) -> Value | None:
     """What a running guest has of a setting."""
-    return (nic.running or {}).get(path, USUAL.get(path))
+    return runs_with(nic.running or {}, path)
+
+
+def runs_with(settings: Mapping[str, Value], path: str) -> Value | None:
+    """The same, of the settings that its running definition writes."""
+    return settings.get(path, USUAL.get(path))
 
 
 def _step(managed: Managed, wishes: list[Wish]) -> Step:
@@ -298,33 +301,36 @@ def _step(managed: Managed, wishes: list[Wish]) -> Step:
     )
     settings = tuple((Setting(managed.target, wish.path), wish.value) for wish in wishes)
     rows = tuple(
-        row(managed, wish, configured.get(wish.path), None, _sentence(wish, configured.get(wish.path)))
+        _row(managed, wish, configured.get(wish.path), None, _sentence(wish, configured.get(wish.path)))
         for wish in wishes
     )
     return Step(change, settings, rows, wishes[0].policy)
 
 
 def _sentence(wish: Wish, current: Value | None) -> str:
-    was = "not written" if current is None else word(current)
-    return f"write {wish.path.removeprefix(nics.NIC)} {word(wish.value)} into the definition (is {was})"
+    was = "not written" if current is None else _word(current)
+    return f"write {wish.path.removeprefix(nics.NIC)} {_word(wish.value)} into the definition (is {was})"
 
 
 def replug_sentence(wish: Wish, actual: Value | None) -> str:
     """What a re-plug is for, as a plan says it."""
     name = wish.path.removeprefix(nics.NIC)
-    return f"re-plug the NIC of the running guest, with {name} {word(wish.value)} (runs with {word(actual)})"
+    return f"re-plug the NIC of the running guest, with {name} {_word(wish.value)} (runs with {_word(actual)})"
 
 
-def word(value: Value | None) -> str:
-    """A value as sentences have it."""
+def _word(value: Value | None) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return "nothing" if value is None else str(value)
 
 
-def row(managed: Managed, wish: Wish, actual: Value | None, reason: Reason | None, message: str) -> Row:
-    """What is told of one wish."""
+def _row(managed: Managed, wish: Wish, actual: Value | None, reason: Reason | None, message: str) -> Row:
     return Row(managed.identity.subject, wish.path, wish.value, actual, reason, message, wish.policy)
+
+
+def running_row(managed: Managed, wish: Wish, reason: Reason | None, message: str) -> Row:
+    """What is told of one wish, beside what the guest runs with."""
+    return _row(managed, wish, running(managed.nic, wish.path), reason, message)
 
 
 def _doubts(managed: Managed) -> Iterator[Row]:
@@ -338,10 +344,10 @@ def _doubts(managed: Managed) -> Iterator[Row]:
     mode, poll = wishes.get(nics.MODE), wishes.get(nics.POLL)
     if mode is not None and mode.value == VhostMode.REQUIRED and managed.guest.emulated:
         text = "the domain is emulated (type qemu): libvirt opens no vhost for it, and does not say so"
-        yield row(managed, mode, (managed.nic.configured or {}).get(mode.path), Reason.UNSUPPORTED, text)
+        yield _row(managed, mode, (managed.nic.configured or {}).get(mode.path), Reason.UNSUPPORTED, text)
     if poll is not None:
         text = "libvirt cannot set it; only a QEMU without libvirt has it"
-        yield row(managed, poll, None, Reason.UNSUPPORTED, text)
+        yield _row(managed, poll, None, Reason.UNSUPPORTED, text)
 
 
 def _audits(found: Findings, guest: Guest, nic: GuestNic, identity: Nic, policies: tuple[Policy, ...]) -> None:
@@ -357,11 +363,10 @@ def _audits(found: Findings, guest: Guest, nic: GuestNic, identity: Nic, policie
             current = (nic.configured or {}).get(wish.path)
             if nic.configured is not None and current != wish.value:
                 text = f"Audit: would {_sentence(wish, current)}"
-                found.rows.append(row(managed, wish, current, Reason.AUDIT_ONLY, text))
-            elif allows_replug(policy) and _is_configured(nic, wish) and _differs_running(nic, wish):
-                actual = running(nic, wish.path)
-                text = f"Audit: would {replug_sentence(wish, actual)}"
-                found.rows.append(row(managed, wish, actual, Reason.AUDIT_ONLY, text))
+                found.rows.append(_row(managed, wish, current, Reason.AUDIT_ONLY, text))
+            elif allows_replug(policy) and _is_late(nic, wish):
+                text = f"Audit: would {replug_sentence(wish, running(nic, wish.path))}"
+                found.rows.append(running_row(managed, wish, Reason.AUDIT_ONLY, text))
 
 
 # --- what is no longer wanted ------------------------------------------------------------------------------
@@ -436,7 +441,9 @@ def _return_step(guest: Guest, nic: GuestNic, subject: str, entries: list[Entry]
         tuple((entry.setting.key, entry.original) for entry in entries),
         tuple((entry.setting.key, configured.get(entry.setting.key)) for entry in entries),
     )
-    rows = tuple(_returned(subject, entry, entry.wanted, None, f"put back {word(entry.original)}") for entry in entries)
+    rows = tuple(
+        _returned(subject, entry, entry.wanted, None, f"put back {_word(entry.original)}") for entry in entries
+    )
     settings = tuple((entry.setting, entry.original) for entry in entries)
     return Step(change, settings, rows, entries[0].policy, restores=True)
 

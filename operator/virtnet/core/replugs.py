@@ -93,7 +93,7 @@ def decide(replug: Replug, seen: Seen) -> Act:
 
 
 def is_as_wanted(replug: Replug, settings: Mapping[str, Value]) -> bool:
-    return all(settings.get(path, domains.USUAL.get(path)) == value for path, value in replug.values)
+    return all(domains.runs_with(settings, path) == value for path, value in replug.values)
 
 
 def resumed(replug: Replug) -> Replug:
@@ -194,14 +194,13 @@ class _Scene:
             setting = Setting(managed.target, wish.path)
             stands = self.standing.obstacle(setting, managed.guest.name, wish.value, actual)
             if stands:
-                self.found.rows.append(domains.row(managed, wish, actual, *stands))
+                self.found.rows.append(domains.running_row(managed, wish, *stands))
             else:
                 free.append(wish)
         setting = Setting(managed.target, KEY)
         obstacle = self.obstacle(managed, free) if free else None
         if obstacle:
-            actuals = ((wish, domains.running(managed.nic, wish.path)) for wish in free)
-            self.found.rows += (domains.row(managed, wish, actual, *obstacle) for wish, actual in actuals)
+            self.found.rows += (domains.running_row(managed, wish, *obstacle) for wish in free)
             self.found.unmet.add(setting)
         elif free:
             self.begun.add(managed.target)
@@ -272,7 +271,7 @@ def _step(managed: Managed, wishes: list[Wish], policy: Policy) -> Step:
         policy.version,
     )
     rows = tuple(
-        domains.row(managed, wish, actual, None, domains.replug_sentence(wish, actual))
+        domains.running_row(managed, wish, None, domains.replug_sentence(wish, actual))
         for wish, (_, actual) in zip(wishes, seen, strict=True)
     )
     return Step(change, ((Setting(managed.target, KEY), str(GuestUpdate.REPLUG)),), rows, policy.name)

@@ -85,7 +85,7 @@ class Replugs:
             run, found = _look(domain, change.mac, change.address)
             if not run or found is None:
                 raise errors.Gone(f"{change.guest} does not run, or has no NIC {change.mac} any more")
-            if any(found.settings.get(path, domains.USUAL.get(path)) != value for path, value in change.seen):
+            if any(domains.runs_with(found.settings, path) != value for path, value in change.seen):
                 raise errors.Gone(f"the NIC {change.mac} of {change.guest} was changed by somebody else meanwhile")
             earlier = self.known.get(change.target)
             replug = _begun(change, run, found)
@@ -154,11 +154,9 @@ class Replugs:
         return False
 
     def _put_in(self, target: str, replug: Replug, domain: Any) -> bool:
-        try:
-            _attach(domain, replug.wanted)
-        except errors.HostError as error:
-            _check_connected(domain)
-            self._keep(target, replugs.not_put_in(replug, f"libvirt did not take it as asked: {error}"))
+        refusal = _attach(domain, replug.wanted)
+        if refusal is not None:
+            self._keep(target, replugs.not_put_in(replug, f"libvirt did not take it as asked: {refusal}"))
             return True
         seen = _see(domain, replug)
         left = replugs.put_in(replug, seen)
@@ -170,18 +168,16 @@ class Replugs:
 
     def _put_back(self, target: str, replug: Replug, domain: Any) -> bool:
         """False: when libvirt does not take it as it was either, time has to pass."""
-        try:
-            _attach(domain, replug.former)
-        except errors.HostError as error:
-            _check_connected(domain)
-            self._keep(target, replugs.not_put_back(replug, str(error)))
-            pause = self._pauses.get(target, PAUSES[0])
-            self._pauses[target] = min(pause * 2, PAUSES[1])
-            self._later(pause, replug.uuid)
-            log.error("guest %s: its NIC %s is out and cannot be put back: %s", replug.guest, replug.mac, error)
+        refusal = _attach(domain, replug.former)
+        if refusal is None:
+            self._keep(target, replugs.settled(replug))
+            log.warning("guest %s: NIC %s was %s", replug.guest, replug.mac, replug.message or "put in as it was")
             return False
-        self._keep(target, replugs.settled(replug))
-        log.warning("guest %s: NIC %s was %s", replug.guest, replug.mac, replug.message or "put in as it was")
+        self._keep(target, replugs.not_put_back(replug, refusal))
+        pause = self._pauses.get(target, PAUSES[0])
+        self._pauses[target] = min(pause * 2, PAUSES[1])
+        self._later(pause, replug.uuid)
+        log.error("guest %s: its NIC %s is out and cannot be put back: %s", replug.guest, replug.mac, refusal)
         return False
 
     def _done(self, target: str, replug: Replug, seen: Seen) -> None:
@@ -242,15 +238,20 @@ def _begun(change: ReplugGuestNic, run: str, found: Found) -> Replug:
     )
 
 
-def _attach(domain: Any, interface: str) -> None:
-    with libvirt.translated():
-        domain.attachDeviceFlags(interface, libvirt.AFFECT_LIVE)
+def _attach(domain: Any, interface: str) -> str | None:
+    """Why libvirt does not take it; None when it has.
 
-
-def _check_connected(domain: Any) -> None:
-    """An error of a connection that ended tells nothing of the call: who is connected again looks what came of it."""
-    if not domain.connect().isAlive():
-        raise errors.Temporary("the connection to libvirt ended in the middle of a re-plug")
+    Raises `Temporary` when the connection ended, which tells nothing of the call: who is connected again looks what
+    came of it.
+    """
+    try:
+        with libvirt.translated():
+            domain.attachDeviceFlags(interface, libvirt.AFFECT_LIVE)
+    except errors.HostError as error:
+        if not domain.connect().isAlive():
+            raise errors.Temporary("the connection to libvirt ended in the middle of a re-plug") from error
+        return str(error)
+    return None
 
 
 def _see(domain: Any | None, replug: Replug) -> Seen:
