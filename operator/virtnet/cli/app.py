@@ -129,11 +129,10 @@ def plan(
 
     Exit code: 0 nothing to change, 2 at least one change is pending, 1 error.
     """
-    from virtnet.cli import planning
-    from virtnet.cli import policies as reading
+    from virtnet.cli import planning, policies
 
     place = where.where(netns, state_dir, node_name, node_label, libvirt_uri)
-    _leave(planning.run(reading.read(files), place, output))
+    _leave(planning.run(policies.read(files), place, output))
 
 
 @app.command()
@@ -155,11 +154,10 @@ def apply(
 
     Exit code: 0 all as asked, 3 something is left or failed, 1 error.
     """
-    from virtnet.cli import applying
-    from virtnet.cli import policies as reading
+    from virtnet.cli import applying, policies
 
     place = where.where(netns, state_dir, node_name, node_label, libvirt_uri)
-    _leave(applying.apply(reading.read(files), place, output, allow_mass_removal=allow_mass_removal))
+    _leave(applying.apply(policies.read(files), place, output, allow_mass_removal=allow_mass_removal))
 
 
 @app.command(

@@ -7,6 +7,7 @@ end) is simply done here, and what nobody asks for is given up. It prints nothin
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -35,11 +36,7 @@ def begun(work: Callable[[], T]) -> Iterator[Callable[[], T]]:
         handed = stream.read()
         _, status = os.waitpid(child, 0)
         unheard = False
-        if status:
-            return work()
-        import pickle  # here, as the other process needs it sooner
-
-        found: T = pickle.loads(handed)
+        found: T = work() if status else pickle.loads(handed)
         return found
 
     with open(source, "rb") as stream:
@@ -55,8 +52,6 @@ def _hand_over(work: Callable[[], object], sink: int) -> None:
     """In the other process; never returns, and leaves nothing of this one to be flushed or unwound twice."""
     code = 1
     try:
-        import pickle
-
         with open(sink, "wb") as stream:
             pickle.dump(work(), stream, pickle.HIGHEST_PROTOCOL)
         code = 0

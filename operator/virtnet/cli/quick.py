@@ -53,13 +53,12 @@ def command(arguments: Sequence[str], read: Read) -> Callable[[], int] | None:
 
 def _carry_out(name: str, given: argparse.Namespace, read: Read) -> int:
     place = where.where(given.netns, given.state_dir, given.node_name, given.node_label, given.libvirt_uri)
-    if name == "plan":
-        from virtnet.cli import planning
-
-        with place.seen_once() as seen:
-            return planning.run(read(given.files), seen, given.output)
-    from virtnet.cli import applying
-
     with place.seen_once() as seen:
+        if name == "plan":
+            from virtnet.cli import planning
+
+            return planning.run(read(given.files), seen, given.output)
+        from virtnet.cli import applying
+
         wanted = read(given.files)
         return applying.apply(wanted, seen, given.output, allow_mass_removal=given.allow_mass_removal)

@@ -17,6 +17,7 @@ from virtnet.kube.places import Loc, path, shown
 from virtnet.values import frozen
 
 DEEPEST = 64
+TOO_DEEP = f"maps and lists are nested over {DEEPEST} deep"
 TOO_DEEP_FOR_LIBYAML = "exceeded maximum nesting depth"
 """What libyaml says since 0.2.6 of 1000 opening brackets in a row, before it tells of the first."""
 MOST_VALUES = 50_000
@@ -75,7 +76,7 @@ def parse(text: str, file: str, loader: type[Any] = LOADER) -> tuple[list[Docume
     except yaml.MarkedYAMLError as error:
         line = min(_line_of(error.problem_mark), max(1, len(text.splitlines())))  # it may point behind the end
         deep = error.problem == TOO_DEEP_FOR_LIBYAML
-        says = f"maps and lists are nested over {DEEPEST} deep" if deep else f"this is not YAML: {error.problem}"
+        says = TOO_DEEP if deep else f"this is not YAML: {error.problem}"
         errors.append(PolicyError(says, file=file, line=line))
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
@@ -125,9 +126,7 @@ class _Reader:
 
     def collection(self, event: Any, loc: Loc) -> Any:
         if len(loc) >= DEEPEST:
-            raise PolicyError(
-                f"maps and lists are nested over {DEEPEST} deep here", file=self.file, line=_line_of(event.start_mark)
-            )
+            raise PolicyError(f"{TOO_DEEP} here", file=self.file, line=_line_of(event.start_mark))
         self.collections.add(event.anchor)
         return self.mapping(loc) if isinstance(event, yaml.MappingStartEvent) else self.sequence(loc)
 

@@ -143,7 +143,7 @@ class Operator:
     async def _login(self, **_: Any) -> Any:
         """At the start, and after a 401: at once the first time, later ever more slowly."""
         await asyncio.sleep(self._logins.wait("login"))
-        lent = typing.cast(Any, self.connection.lend())
+        lent: Any = self.connection.lend()
         return kopf.AiohttpSession(server=self.connection.server.url, aiohttp_session=lent)
 
     async def _until_served(self) -> None:
