@@ -128,6 +128,16 @@ class Agent:
         """End it in the middle of whatever it does."""
         self.signal(signal.SIGKILL)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Meanwhile it sees and does nothing."""
+        assert self.child is not None
+        self.child.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.child.send_signal(signal.SIGCONT)
+
     def has_ended(self) -> bool:
         return self.child is not None and self.child.poll() is not None
 
