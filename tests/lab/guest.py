@@ -27,11 +27,14 @@ MODULES = (
     *("failover", "net_failover", "virtio_net"),
 )
 
-INIT = f"""#!/bin/busybox sh
-/bin/busybox mkdir -p /sbin /usr/bin /usr/sbin /proc /sys /dev /www
+SET_UP = f"""#!/bin/busybox sh
+/bin/busybox mkdir -p /sbin /usr/bin /usr/sbin /proc /sys /dev
 /bin/busybox --install -s
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
 for module in {" ".join(MODULES)}; do insmod /modules/$module.ko; done
+"""
+INIT = f"""{SET_UP}
+mkdir /www
 ip addr add {GUEST}/24 dev eth0; ip link set lo up; ip link set eth0 up
 dd if=/dev/zero of=/www/bulk bs=1M count={MEGABYTES} 2>/dev/null
 httpd -h /www
@@ -166,8 +169,11 @@ def remove_network() -> None:
         subprocess.run(["ip", "link", "delete", name], capture_output=True, check=False)
 
 
-def archive() -> bytes:
-    """The guest's root file system, as Documentation/driver-api/early-userspace/buffer-format.rst describes it."""
+def archive(init: str = INIT, release: str | None = None) -> bytes:
+    """A guest's root file system, as Documentation/driver-api/early-userspace/buffer-format.rst describes it.
+
+    `init` begins with SET_UP. `release` is that of the kernel which it is for; None: the one that runs.
+    """
     busybox = shutil.which("busybox")
     assert busybox is not None, "busybox is missing: install busybox-static"
     entries: list[tuple[str, int, bytes]] = [
@@ -175,16 +181,17 @@ def archive() -> bytes:
         ("modules", stat.S_IFDIR | 0o755, b""),
         ("dev", stat.S_IFDIR | 0o755, b""),
         ("bin/busybox", stat.S_IFREG | 0o755, Path(busybox).read_bytes()),
-        ("init", stat.S_IFREG | 0o755, INIT.encode()),
-        *((f"modules/{name}.ko", stat.S_IFREG | 0o644, _module(name)) for name in MODULES),
+        ("init", stat.S_IFREG | 0o755, init.encode()),
+        *((f"modules/{name}.ko", stat.S_IFREG | 0o644, _module(name, release)) for name in MODULES),
         ("TRAILER!!!", 0, b""),
     ]
     return b"".join(_member(number, *entry) for number, entry in enumerate(entries, 1))
 
 
-def _module(name: str) -> bytes:
+def _module(name: str, release: str | None) -> bytes:
     """A module's file; the kernel unpacks none, so modinfo's path must not be a compressed one."""
-    done = subprocess.run(["modinfo", "-n", name], capture_output=True, text=True, check=True)
+    of_kernel = ["-k", release] if release else []
+    done = subprocess.run(["modinfo", *of_kernel, "-n", name], capture_output=True, text=True, check=True)
     path = Path(done.stdout.strip())
     assert path.suffix == ".ko", f"{path} is compressed: the guest has only insmod"
     return path.read_bytes()
