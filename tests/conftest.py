@@ -1,4 +1,5 @@
-"""What holds for every test: a skip must be allowed, and random examples are the same on every run unless asked."""
+"""What holds for every test (a skip must be allowed, random examples are the same on every run unless asked), and a
+state directory."""
 
 from __future__ import annotations
 
@@ -6,9 +7,12 @@ import fnmatch
 import os
 import signal
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from virtnet.host.state import StateDir
 
 # A deadline per example would measure the machine's other work. Derandomized: a red run is red again when repeated.
 settings.register_profile("default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -39,6 +43,14 @@ def refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
     if not is_allowed(reason):
         report.outcome = "failed"
         report.longrepr = f"skipped: {reason}\nA skip counts as a failure; {ALLOWED}='{reason}' allows this one."
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> StateDir:
+    """A state directory that is there, and empty."""
+    made = StateDir(tmp_path / "state")
+    made.prepare()
+    return made
 
 
 @pytest.hookimpl(wrapper=True)

@@ -48,9 +48,9 @@ def measure(directory: Path, *, quick: bool = False) -> Report:
     script, ready = "\n".join(links.commands()), raw.messages(links, on=False)
     ways: list[tuple[str, Callable[[], float], str]] = [
         (ENGINE, lambda: _engine(policies, directory / f"state-{next(numbers)}"), ""),
-        (COMMAND, lambda: _timed(lambda: _command(file, directory / f"state-{next(numbers)}")), ENGINE),
-        (ETHTOOL, lambda: _timed(lambda: place.run("sh", "-e", text=script)), ENGINE),
-        ("floor: one message per link", lambda: _timed(lambda: raw.send(ready)), ENGINE),
+        (COMMAND, lambda: place.timed(lambda: _command(file, directory / f"state-{next(numbers)}")), ENGINE),
+        (ETHTOOL, lambda: place.timed(lambda: place.run("sh", "-e", text=script)), ENGINE),
+        ("floor: one message per link", lambda: place.timed(lambda: raw.send(ready)), ENGINE),
     ]
     taken = [[_turn(links, way) for _, way, _ in ways] for _ in range(size.turns)]
     found = [
@@ -88,12 +88,6 @@ async def _pass(host: reconcile.Host, ledger: reconcile.Ledger, wish: reconcile.
 
 def _command(file: Path, state: Path) -> None:
     place.run(sys.executable, "-m", "virtnet", "apply", str(file), "--state-dir", str(state))
-
-
-def _timed(what: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    what()
-    return time.perf_counter() - started
 
 
 def _report(found: tuple[Figure, ...]) -> Report:

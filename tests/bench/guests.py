@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,14 +73,14 @@ def measure(directory: Path, *, quick: bool = False) -> Report:
     with daemon.running() as libvirtd, _connected(libvirtd.uri) as editor:
         for number in range(size.domains):
             editor.defineXML(_domain(number, QUEUE if number else QUEUE // 2))
-        firsts = [_timed(lambda: _first_look(directory, libvirtd, policies)) for _ in range(size.first_looks)]
+        firsts = [place.timed(lambda: _first_look(directory, libvirtd, policies)) for _ in range(size.first_looks)]
         with Workplace.open(state_dir=directory / "state", libvirt_uri=libvirtd.uri, write=True) as workplace:
             agent = _Agent(workplace, policies)
             assert agent.look() == 1
-            looks = [_timed(agent.look) for _ in range(size.looks)]
-            events = [_timed(lambda turn=turn: _edit(editor, agent, turn % 2)) for turn in range(size.events)]
-        instead = [_timed(lambda: _virsh_each(libvirtd, size.domains)) for _ in range(size.others)]
-        at_once = [_timed(lambda: _virsh_once(libvirtd, size.domains)) for _ in range(size.others)]
+            looks = [place.timed(agent.look) for _ in range(size.looks)]
+            events = [place.timed(lambda turn=turn: _edit(editor, agent, turn % 2)) for turn in range(size.events)]
+        instead = [place.timed(lambda: _virsh_each(libvirtd, size.domains)) for _ in range(size.others)]
+        at_once = [place.timed(lambda: _virsh_once(libvirtd, size.domains)) for _ in range(size.others)]
     return Report(
         "Guests",
         HOW,
@@ -154,9 +153,3 @@ def _connected(uri: str) -> Iterator[Any]:
         yield connection
     finally:
         connection.close()
-
-
-def _timed(what: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    what()
-    return time.perf_counter() - started

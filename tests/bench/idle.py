@@ -166,18 +166,12 @@ def _start(links: Links, directory: Path) -> Start:
 def _starts(size: Size, starts: Sequence[Start]) -> list[Figure]:
     scene = f"{size.starting_links} links"
     ours = f"start to first enforcement, {scene}"
-    imports = [_timed(MODULES) for _ in starts]
+    imports = [place.timed(lambda: place.run(sys.executable, "-c", MODULES)) for _ in starts]
     return [
         figures.milliseconds(ours, [start.first for start in starts]),
         figures.milliseconds(f"start to last enforcement, {scene}", [start.last for start in starts], beside=ours),
         figures.milliseconds("start: floor, a process that imports the modules of run", imports, beside=ours),
     ]
-
-
-def _timed(code: str) -> float:
-    started = time.monotonic()
-    place.run(sys.executable, "-c", code)
-    return time.monotonic() - started
 
 
 def _report(size: Size, found: list[Figure], facts: tuple[Fact, ...]) -> Report:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,7 +73,10 @@ def _steady(workplace: Workplace, policies: tuple[Policy, ...], size: Size) -> l
 
     look()
     with asyncio.Runner() as runner:
-        turns = [(_timed(look), _timed(floor), _timed(lambda: runner.run(whole_pass()))) for _ in range(size.looks)]
+        turns = [
+            (place.timed(look), place.timed(floor), place.timed(lambda: runner.run(whole_pass())))
+            for _ in range(size.looks)
+        ]
     links.close()
     features.close()
     ours, bare, passes = zip(*turns, strict=True)
@@ -94,7 +96,7 @@ def _first(workplace: Workplace, policies: tuple[Policy, ...], size: Size) -> li
         def look(host: LinuxHost = host) -> None:
             reconcile.look(host, workplace.recorded, wish, reconcile.Memory())
 
-        taken.append(_timed(look))
+        taken.append(place.timed(look))
         host.close()
     return [figures.milliseconds("first look and plan: virtnet", taken, beside=STEADY)]
 
@@ -106,7 +108,9 @@ def _instead(links: Links, size: Size) -> list[Figure]:
         ("look: ethtool -k '*' and ip -j -d link", _two_commands),
         ("look: pyroute2, links and features", _pyroute2),
     ]
-    return [figures.milliseconds(what, [_timed(way) for _ in range(size.others)], beside=STEADY) for what, way in ways]
+    return [
+        figures.milliseconds(what, [place.timed(way) for _ in range(size.others)], beside=STEADY) for what, way in ways
+    ]
 
 
 def _two_commands() -> None:
@@ -120,12 +124,6 @@ def _pyroute2() -> None:
     with IPRoute() as route, Ethtool() as ethtool:
         for link in route.get_links():
             ethtool.get_features(link.get("ifname"))
-
-
-def _timed(what: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    what()
-    return time.perf_counter() - started
 
 
 def _report(found: tuple[Figure, ...]) -> Report:

@@ -66,6 +66,13 @@ def run(*words: str, text: str | None = None) -> str:
     return done.stdout
 
 
+def timed(what: Callable[[], object]) -> float:
+    """How many seconds a call takes."""
+    started = time.perf_counter()
+    what()
+    return time.perf_counter() - started
+
+
 def wait_until(true: Callable[[], bool], what: str, *, every: float = 0.005, seconds: float = SECONDS) -> None:
     until = time.monotonic() + seconds
     while not true():

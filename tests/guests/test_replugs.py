@@ -47,13 +47,6 @@ def running(libvirtd: Daemon) -> Daemon:
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> StateDir:
-    made = StateDir(tmp_path / "state")
-    made.prepare()
-    return made
-
-
-@pytest.fixture
 def begin(libvirtd: Daemon, state: StateDir) -> Iterator[Libvirt]:
     """A process's view of libvirt, from its first look on."""
     opened = []
@@ -124,6 +117,13 @@ def asked(agent: Agent) -> bool:
     return ASKED in agent.log()
 
 
+def asks_and_is_killed(agent: Agent, running: Daemon) -> None:
+    """What an agent leaves that dies before the guest lets go."""
+    agent.start("--libvirt-uri", running.uri)
+    eventually(lambda: asked(agent))
+    agent.kill()
+
+
 def test_a_running_guest_gets_its_nic_as_asked_and_all_else_of_it_stays(running: Daemon, agent: Agent) -> None:
     before = without_size(running)
     agent.start("--libvirt-uri", running.uri)
@@ -143,9 +143,7 @@ def test_a_running_guest_gets_its_nic_as_asked_and_all_else_of_it_stays(running:
 def test_a_guest_that_lets_go_while_nobody_is_there_has_its_nic_at_the_next_start(
     running: Daemon, agent: Agent
 ) -> None:
-    agent.start("--libvirt-uri", running.uri)
-    eventually(lambda: asked(agent))
-    agent.kill()
+    asks_and_is_killed(agent, running)
     lets_go(running)
     eventually(lambda: size(running) is None)
     agent.start("--libvirt-uri", running.uri)
@@ -156,9 +154,7 @@ def test_a_guest_that_lets_go_while_nobody_is_there_has_its_nic_at_the_next_star
 def test_a_command_that_is_run_once_begins_nothing_and_brings_to_its_end_what_was_begun(
     running: Daemon, agent: Agent
 ) -> None:
-    agent.start("--libvirt-uri", running.uri)
-    eventually(lambda: asked(agent))
-    agent.kill()
+    asks_and_is_killed(agent, running)
     policy, where = str(agent.policies / "p.yaml"), ("--libvirt-uri", running.uri)
     done = agent.command("apply", policy, *where)
     assert (done.code, size(running)) == (3, 512)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -33,13 +32,6 @@ def document(name: str = "p", generation: int = 1, admitted: int | None = EVERYB
     }
     if admitted is not None:
         found["status"] = {"rollout": {"generation": generation, "admitted": admitted}}
-    return found
-
-
-@pytest.fixture
-def state(tmp_path: Path) -> StateDir:
-    found = StateDir(tmp_path / "state")
-    found.prepare()
     return found
 
 

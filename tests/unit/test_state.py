@@ -40,13 +40,6 @@ HOLDER = """
 """
 
 
-@pytest.fixture
-def state(tmp_path: Path) -> StateDir:
-    made = StateDir(tmp_path / "state")
-    made.prepare()
-    return made
-
-
 @contextlib.contextmanager
 def another_holder(path: Path) -> Iterator[subprocess.Popen[str]]:
     operator = Path(__file__).parents[2] / "operator"
